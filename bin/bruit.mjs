@@ -1,0 +1,37 @@
+#!/usr/bin/env node
+// Starts the command line under the adapter that --adapter (or BRUIT_ADAPTER) names: the Vulkan loader reads its
+// environment when a process starts, so the real program runs in a second one.
+import { existsSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
+
+/** In a checkout, the built file, rebuilt if sources changed; in an installed package, the one that it came with. */
+async function built(name) {
+  const builder = join(root, 'scripts', 'build.mjs');
+  if (!existsSync(builder)) return join(root, 'dist', `${name}.mjs`);
+  const { ensureBuilt } = await import(pathToFileURL(builder).href);
+  return ensureBuilt(name);
+}
+
+/** Last value of --adapter, before `--`. */
+function adapterArgument(args) {
+  let value;
+  for (const [index, arg] of args.entries()) {
+    if (arg === '--') break;
+    if (arg === '--adapter') value = args[index + 1];
+    else if (arg.startsWith('--adapter=')) value = arg.slice('--adapter='.length);
+  }
+  return value;
+}
+
+const args = process.argv.slice(2);
+try {
+  const { parseAdapterKind, reexecWithAdapter } = await import(pathToFileURL(await built('adapter')).href);
+  const kind = parseAdapterKind(adapterArgument(args) ?? process.env.BRUIT_ADAPTER ?? 'auto');
+  process.exitCode = await reexecWithAdapter(kind, await built('cli'), args);
+} catch (error) {
+  console.error(error?.name === 'BruitError' ? `bruit: ${error.message}` : error);
+  process.exitCode = 2;
+}

@@ -1,0 +1,85 @@
+// Bundles with esbuild. `node scripts/build.mjs [TARGET…]` builds the named targets, or all.
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import { mkdir, rename, writeFile } from 'node:fs/promises';
+import { dirname, join, relative, resolve } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+
+export const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
+
+/** What `dist/` is made of. Node targets leave npm packages outside; the browser library carries its own. */
+const targets = {
+  adapter: { entry: 'src/node/adapter.ts', out: 'dist/adapter.mjs', platform: 'node' },
+  swiftshader: { entry: 'src/node/swiftshader.ts', out: 'dist/swiftshader.mjs', platform: 'node' },
+  cli: { entry: 'cli/main.ts', out: 'dist/cli.mjs', platform: 'node' },
+  index: { entry: 'src/index.ts', out: 'dist/index.js', platform: 'browser' },
+};
+
+/** Writes under a temporary name and renames, so that a process that imports the file meanwhile never reads half of it. */
+async function writeWhole(path, contents) {
+  await mkdir(dirname(path), { recursive: true });
+  const temporary = `${path}.${process.pid}.tmp`;
+  await writeFile(temporary, contents);
+  await rename(temporary, path);
+}
+
+/** Bundles one TypeScript entry into one ES module. Paths are relative to the repository root, or absolute. */
+export async function bundle(entry, out, platform, options = {}) {
+  const { build } = await import('esbuild');
+  const result = await build({
+    absWorkingDir: root,
+    entryPoints: [resolve(root, entry)],
+    outfile: resolve(root, out),
+    bundle: true,
+    write: false,
+    format: 'esm',
+    platform,
+    target: platform === 'node' ? 'node20' : 'es2022',
+    loader: { '.wgsl': 'text' },
+    sourcemap: 'linked',
+    logLevel: 'warning',
+    ...(platform === 'node' ? { packages: 'external' } : {}),
+    ...options,
+  });
+  for (const file of result.outputFiles) await writeWhole(file.path, file.contents);
+  return resolve(root, out);
+}
+
+function newest(path) {
+  const info = statSync(path);
+  if (!info.isDirectory()) return info.mtimeMs;
+  return readdirSync(path).reduce((time, name) => Math.max(time, newest(join(path, name))), info.mtimeMs);
+}
+
+/** Builds the named targets. */
+export async function build(names = Object.keys(targets)) {
+  const built = [];
+  for (const name of names) {
+    const target = targets[name];
+    if (!target) throw new Error(`no build target "${name}": choose from ${Object.keys(targets).join(', ')}`);
+    built.push(await bundle(target.entry, target.out, target.platform));
+  }
+  return built;
+}
+
+/**
+ * Path of a target's output, built first if a source is newer than it. An installed package has no sources: there the
+ * output is taken as it is.
+ */
+export async function ensureBuilt(name) {
+  const target = targets[name];
+  const out = join(root, target.out);
+  if (!existsSync(join(root, target.entry))) return out;
+  const sources = ['src', 'cli', 'shaders', 'scripts/build.mjs'].map((path) => join(root, path)).filter((path) => existsSync(path));
+  if (!existsSync(out) || Math.max(...sources.map(newest)) > statSync(out).mtimeMs) await build([name]);
+  return out;
+}
+
+/** Imports a target, built if need be. */
+export async function load(name) {
+  return import(pathToFileURL(await ensureBuilt(name)).href);
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const built = await build(process.argv.length > 2 ? process.argv.slice(2) : undefined);
+  for (const path of built) console.log(`${relative(root, path)}  ${(statSync(path).size / 1024).toFixed(1)} kB`);
+}

@@ -1,0 +1,158 @@
+/** Adapter, device, limits and features: what the engine may use, found out once. */
+import { BruitError } from './errors';
+import { PipelineCache } from './shader';
+
+/** What kernels are chosen by. Every feature is optional; none is required. */
+export interface AdapterProfile {
+  /** `software` adapters (SwiftShader, llvmpipe) run invocations on CPU vectors: barriers are dear and caches are large. */
+  readonly kind: 'gpu' | 'software';
+  /** Vendor, architecture and description as far as the adapter tells them. */
+  readonly name: string;
+  readonly f16: boolean;
+  readonly subgroups: boolean;
+  readonly timestamps: boolean;
+  readonly limits: {
+    readonly maxStorageBuffersPerShaderStage: number;
+    readonly maxStorageBufferBindingSize: number;
+    readonly maxBufferSize: number;
+    readonly maxComputeWorkgroupStorageSize: number;
+    readonly maxComputeInvocationsPerWorkgroup: number;
+    readonly maxComputeWorkgroupsPerDimension: number;
+    readonly minStorageBufferOffsetAlignment: number;
+    readonly minUniformBufferOffsetAlignment: number;
+  };
+}
+
+const profileLimits = [
+  'maxStorageBuffersPerShaderStage',
+  'maxStorageBufferBindingSize',
+  'maxBufferSize',
+  'maxComputeWorkgroupStorageSize',
+  'maxComputeInvocationsPerWorkgroup',
+  'maxComputeWorkgroupsPerDimension',
+  'minStorageBufferOffsetAlignment',
+  'minUniformBufferOffsetAlignment',
+] as const;
+
+/** Reads a device's profile. Fields of `adapterInfo` may be missing in any browser. */
+export function profileOf(device: GPUDevice): AdapterProfile {
+  // Typed as always present, yet absent in older browsers.
+  const info = (device as { adapterInfo?: Partial<GPUAdapterInfo> }).adapterInfo;
+  const name = [info?.vendor, info?.architecture, info?.device, info?.description].filter(Boolean).join(' ') || 'unknown adapter';
+  const software = info?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(name);
+  return {
+    kind: software ? 'software' : 'gpu',
+    name,
+    f16: device.features.has('shader-f16'),
+    subgroups: device.features.has('subgroups' as GPUFeatureName),
+    timestamps: device.features.has('timestamp-query'),
+    limits: Object.fromEntries(profileLimits.map((k) => [k, device.limits[k]])) as unknown as AdapterProfile['limits'],
+  };
+}
+
+export interface EngineOptions {
+  /** A device of the caller's: used as it is and never destroyed by the engine. */
+  device?: GPUDevice;
+  /** Where to find an adapter; `navigator.gpu` by default. */
+  gpu?: GPU;
+  powerPreference?: GPUPowerPreference;
+}
+
+/** A device with its profile and pipeline cache. Several programs can share one engine. */
+export class Engine {
+  readonly profile: AdapterProfile;
+  readonly pipelines: PipelineCache;
+  private lostReason: string | undefined;
+
+  private constructor(
+    readonly device: GPUDevice,
+    private readonly ownsDevice: boolean,
+  ) {
+    this.profile = profileOf(device);
+    this.pipelines = new PipelineCache(device, this.profile);
+    void device.lost.then((info) => {
+      this.lostReason = `${info.reason || 'unknown reason'}: ${info.message}`;
+    });
+  }
+
+  /** Wraps the caller's device, or requests one with the adapter's own limits and the optional features that kernels can use. */
+  static async create(options: EngineOptions = {}): Promise<Engine> {
+    if (options.device) return new Engine(options.device, false);
+    const gpu = options.gpu ?? (globalThis.navigator as Navigator | undefined)?.gpu;
+    if (!gpu) {
+      throw new BruitError('device', 'WebGPU is not available here: in a browser the page must be a secure context (https or http://localhost) of a browser with WebGPU; in Node use bruit/node.');
+    }
+    const adapter = await gpu.requestAdapter(options.powerPreference ? { powerPreference: options.powerPreference } : {});
+    if (!adapter) throw new BruitError('device', 'No WebGPU adapter was found: the graphics driver is missing, blocked or too old.');
+    return new Engine(await requestDevice(adapter), true);
+  }
+
+  private readonly sizes = new Map<GPUBuffer, number>();
+
+  /** Bytes of all buffers that programs and stores of this engine hold. */
+  get liveBytes(): number {
+    let total = 0;
+    for (const bytes of this.sizes.values()) total += bytes;
+    return total;
+  }
+
+  /** A counted buffer; give it back with {@link destroyBuffer}. */
+  createBuffer(label: string, size: number, usage: GPUBufferUsageFlags): GPUBuffer {
+    const buffer = this.device.createBuffer({ label, size, usage });
+    this.sizes.set(buffer, size);
+    return buffer;
+  }
+
+  destroyBuffer(buffer: GPUBuffer): void {
+    this.sizes.delete(buffer);
+    buffer.destroy();
+  }
+
+  /** Copies `bytes` bytes of a tensor buffer to the host. */
+  async readBuffer({ buffer, offset }: { buffer: GPUBuffer; offset: number }, bytes: number): Promise<ArrayBuffer> {
+    const size = Math.ceil(bytes / 4) * 4;
+    const staging = this.createBuffer('read-back', size, 9); // MAP_READ | COPY_DST
+    try {
+      const encoder = this.device.createCommandEncoder();
+      encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
+      this.device.queue.submit([encoder.finish()]);
+      await staging.mapAsync(1); // GPUMapMode.READ
+      return staging.getMappedRange().slice(0, bytes);
+    } catch (e) {
+      this.assertAlive();
+      throw new BruitError('device', `Reading ${bytes} bytes back from the GPU failed: ${(e as Error).message}`, { cause: e });
+    } finally {
+      this.destroyBuffer(staging);
+    }
+  }
+
+  /** Throws if the device was lost. */
+  assertAlive(): void {
+    if (this.lostReason !== undefined) {
+      throw new BruitError('device', `The GPU device was lost (${this.lostReason}). Usual causes are running out of memory, a watchdog, or device.destroy(); create a new engine and compile again.`);
+    }
+  }
+
+  /** Destroys the device if the engine made it. Programs and stores free their own buffers. */
+  destroy(): void {
+    if (this.ownsDevice) this.device.destroy();
+  }
+}
+
+/** A device with everything the adapter offers that kernels can use. */
+export function requestDevice(adapter: GPUAdapter): Promise<GPUDevice> {
+  const features = (['shader-f16', 'subgroups', 'timestamp-query'] as GPUFeatureName[]).filter((f) => adapter.features.has(f));
+  const limits = Object.fromEntries(
+    (
+      [
+        'maxStorageBuffersPerShaderStage',
+        'maxStorageBufferBindingSize',
+        'maxBufferSize',
+        'maxComputeWorkgroupStorageSize',
+        'maxComputeInvocationsPerWorkgroup',
+        'maxComputeWorkgroupSizeX',
+      ] as const
+    ).map((k) => [k, adapter.limits[k]]),
+  );
+  return adapter.requestDevice({ requiredFeatures: features, requiredLimits: limits });
+}

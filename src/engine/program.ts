@@ -1,0 +1,402 @@
+/**
+ * Compiling a graph into a recorded GPU program, and replaying it.
+ *
+ * `compile` runs the passes, lowers nodes to dispatches, plans memory, and makes every buffer, bind group and pipeline. `run` then only
+ * encodes the flat dispatch list: it creates no GPU resource, writes nothing and reads nothing back.
+ */
+import type { Engine } from './device';
+import { BruitError } from './errors';
+import type { Graph, HostData, Tensor } from './graph';
+import type { Bindable, Cost, DispatchSpec, LowerContext, TempTensor } from './op';
+import { scale } from './ops/pointwise';
+import { fuse, readsOf, removeDeadCode, type PlannedNode } from './passes';
+import { planMemory, type MemoryPlan } from './plan';
+import { emitEpilogue } from './pointwise_codegen';
+import { packParams, reflect, specialise, type EntryInfo } from './shader';
+import { dtypeBytes, numel, showShape } from './shape';
+
+/** A range of a GPU buffer; `offset` is a multiple of the device's storage offset alignment (256 by default). */
+export interface BufferView {
+  readonly buffer: GPUBuffer;
+  readonly offset: number;
+}
+
+export interface CompileOptions {
+  /** Values to keep: readable after a run, never overwritten within one. */
+  readonly outputs: readonly Tensor[];
+  /** Memory of the caller's for leaves (parameters must be here) and for values that are to be written there. */
+  readonly bindings?: ReadonlyMap<Tensor, BufferView>;
+  /** Forces a kernel variant by op name. */
+  readonly variants?: Readonly<Record<string, string>>;
+  /** Off for tests that look at single ops. */
+  readonly fuse?: boolean;
+  /** Fills activation memory with NaN first, so that a kernel that reads what nobody wrote shows (tests). */
+  readonly poison?: boolean;
+  readonly label?: string;
+}
+
+/** One dispatch of the recorded list. */
+export interface Step {
+  readonly label: string;
+  readonly node: PlannedNode;
+  readonly info: EntryInfo;
+  readonly pipeline: GPUComputePipeline;
+  readonly bindGroup: GPUBindGroup;
+  readonly workgroups: readonly [number, number];
+  readonly cost: Cost;
+}
+
+const bytesOf = (t: Bindable): number => numel(t.shape) * dtypeBytes[t.dtype];
+// vec4 bindings are read 16 bytes at a time.
+const padded = (bytes: number): number => Math.ceil(bytes / 16) * 16;
+
+const BufferUsage = { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 } as const;
+/** Usage of every tensor buffer: kernels, uploads and read-backs. */
+export const tensorUsage = BufferUsage.STORAGE | BufferUsage.COPY_SRC | BufferUsage.COPY_DST;
+
+interface Lowered {
+  readonly node: PlannedNode;
+  readonly specs: DispatchSpec[];
+  readonly temps: TempTensor[];
+}
+
+/** Builds the recorded program of `graph`. */
+export async function compile(engine: Engine, graph: Graph, options: CompileOptions): Promise<Program> {
+  engine.assertAlive();
+  const bindings = new Map(options.bindings);
+  // A value bound to the caller's memory must be written there by its own kernel: copy where it is only a view of another.
+  for (const [t, view] of [...bindings]) {
+    if (!t.node?.op.view) continue;
+    bindings.delete(t);
+    bindings.set(scale(t, 1), view);
+  }
+  const outputs = new Set<Tensor>([...options.outputs, ...[...bindings.keys()].filter((t) => t.kind === 'value')]);
+  let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
+  if (options.fuse !== false) nodes = fuse(nodes, outputs, { maxStorageBuffers: engine.profile.limits.maxStorageBuffersPerShaderStage });
+
+  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, engine, options.variants?.[node.op.name]));
+  const memory = new ProgramMemory(engine, graph, lowered, nodes, outputs, bindings, options.label ?? 'program');
+  try {
+    await memory.allocate(options.poison === true);
+    const steps = await record(engine, lowered, memory);
+    return new Program(engine, memory, steps);
+  } catch (e) {
+    memory.destroy();
+    throw e;
+  }
+}
+
+function lower(node: PlannedNode, engine: Engine, variant: string | undefined): Lowered {
+  const specs: DispatchSpec[] = [];
+  const temps: TempTensor[] = [];
+  const context: LowerContext<never> = {
+    node,
+    inputs: node.inputs,
+    outputs: node.outputs,
+    attrs: node.attrs as never,
+    profile: engine.profile,
+    variant,
+    temp(label, shape, dtype = 'f32') {
+      const t: TempTensor = { temp: true, label, shape, dtype };
+      temps.push(t);
+      return t;
+    },
+    dispatch: (spec) => specs.push(spec),
+  };
+  node.op.lower(context);
+  return { node, specs, temps };
+}
+
+/** Where each tensor of a program lives. */
+class ProgramMemory {
+  readonly plan: MemoryPlan;
+  private readonly slotOf = new Map<Bindable, number>();
+  private readonly roots = new Map<Tensor, Tensor>();
+  private readonly views = new Map<Bindable, BufferView>();
+  private readonly owned: GPUBuffer[] = [];
+  uniforms: GPUBuffer | undefined;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly graph: Graph,
+    lowered: readonly Lowered[],
+    nodes: readonly PlannedNode[],
+    outputs: ReadonlySet<Tensor>,
+    private readonly bindings: ReadonlyMap<Tensor, BufferView>,
+    private readonly label: string,
+  ) {
+    for (const n of nodes) if (n.op.view) this.roots.set(n.outputs[0]!, this.root(n.inputs[0]!));
+    const lives = new Map<Bindable, { first: number; last: number }>();
+    const touch = (t: Bindable, at: number) => {
+      const life = lives.get(t);
+      if (!life) lives.set(t, { first: at, last: at });
+      else life.last = Math.max(life.last, at);
+    };
+    lowered.forEach(({ node, temps }, i) => {
+      for (const t of [...readsOf(node), ...node.outputs]) touch(this.root(t), i);
+      for (const t of temps) touch(t, i);
+    });
+    for (const t of outputs) touch(this.root(t), lowered.length);
+    const planned = [...lives.keys()].filter((t) => 'temp' in t || (t.kind === 'value' && !bindings.has(t)));
+    this.plan = planMemory(planned.map((t) => ({ bytes: padded(bytesOf(t)), ...lives.get(t)! })));
+    planned.forEach((t, i) => this.slotOf.set(t, this.plan.assignment[i]!));
+    this.usedLeaves = [...lives.keys()].filter((t): t is Tensor => !('temp' in t) && t.kind !== 'value');
+  }
+
+  private readonly usedLeaves: readonly Tensor[];
+
+  root(t: Tensor): Tensor {
+    return this.roots.get(t) ?? t;
+  }
+
+  async allocate(poison: boolean): Promise<void> {
+    const { device, profile } = this.engine;
+    const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
+    const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
+    const oversize = [...this.slotOf.keys(), ...this.usedLeaves].find((t) => bytesOf(t) > limit);
+    if (oversize) {
+      throw new BruitError('limit', `${this.label}: ${'temp' in oversize ? `workspace '${oversize.label}' ${showShape(oversize.shape)}` : `${oversize}${oversize.node ? ` of ${oversize.node.op.name} (${oversize.node.path})` : ''}`} takes ${bytesOf(oversize)} bytes, this device binds at most ${limit}. Use a smaller batch or image.`);
+    }
+    device.pushErrorScope('out-of-memory');
+    const slots = this.plan.slots.map((bytes, i) => this.create(`${this.label}.slot${i}`, bytes));
+    if (poison) slots.forEach((b) => device.queue.writeBuffer(b, 0, new Uint32Array(b.size / 4).fill(0x7fc00000)));
+    for (const [t, s] of this.slotOf) this.views.set(t, { buffer: slots[s]!, offset: 0 });
+    for (const t of this.usedLeaves) {
+      const bound = this.bindings.get(t);
+      if (!bound && t.kind === 'parameter') throw new BruitError('checkpoint', `${this.label}: parameter '${t.name}' ${showShape(t.shape)} has no buffer in \`bindings\``);
+      const view = bound ?? { buffer: this.create(t.name || `leaf${t.id}`, padded(t.bytes)), offset: 0 };
+      this.views.set(t, view);
+      if (!bound && t.data) device.queue.writeBuffer(view.buffer, 0, t.data as Float32Array<ArrayBuffer>);
+    }
+    for (const [t, view] of this.bindings) this.views.set(t, view);
+    const error = await device.popErrorScope();
+    if (error) throw new BruitError('limit', `${this.label}: out of GPU memory: ${this.plan.plannedBytes} bytes of activations were planned (${error.message}). Use a smaller batch or image, or gradient checkpointing.`);
+  }
+
+  private create(label: string, size: number): GPUBuffer {
+    const buffer = this.engine.createBuffer(label, size, tensorUsage);
+    this.owned.push(buffer);
+    return buffer;
+  }
+
+  createUniforms(data: Uint8Array<ArrayBuffer>): GPUBuffer {
+    this.uniforms = this.engine.createBuffer(`${this.label}.params`, data.byteLength, BufferUsage.UNIFORM | BufferUsage.COPY_DST);
+    this.owned.push(this.uniforms);
+    this.engine.device.queue.writeBuffer(this.uniforms, 0, data);
+    return this.uniforms;
+  }
+
+  view(t: Bindable): BufferView {
+    const view = this.views.get('temp' in t ? t : this.root(t));
+    if (!view) throw new BruitError('input', `${this.label}: ${'temp' in t ? t.label : t} is not in this program; list it in \`outputs\` to keep it`);
+    return view;
+  }
+
+  has(t: Tensor): boolean {
+    return this.views.has(this.root(t)) && t.graph === this.graph;
+  }
+
+  destroy(): void {
+    for (const b of this.owned) this.engine.destroyBuffer(b);
+    this.owned.length = 0;
+  }
+}
+
+async function record(engine: Engine, lowered: readonly Lowered[], memory: ProgramMemory): Promise<Step[]> {
+  const { device, profile, pipelines } = engine;
+  const align = profile.limits.minUniformBufferOffsetAlignment;
+  const prepared = lowered.flatMap(({ node, specs }) =>
+    specs.map((spec) => {
+      let { epilogueText } = spec;
+      const all: Record<string, Bindable> = { ...spec.bindings };
+      if (spec.epilogueWidth && node.epilogue) {
+        const operands = [node.outputs[0]!, ...node.epilogue.inputs];
+        const base = reflect(spec.shader.file, specialise(spec.shader, { prologue: spec.prologue, includes: spec.includes }), spec.entry);
+        epilogueText = emitEpilogue(node.epilogue.program, node.outputs[0]!.shape, operands, {
+          width: spec.epilogueWidth,
+          firstBinding: 1 + Math.max(...[...base.bindings.values()].map((b) => b.binding)),
+          fromValue: true,
+        });
+        node.epilogue.inputs.forEach((t, k) => (all[`e${k}`] = t));
+      }
+      const text = specialise(spec.shader, { prologue: spec.prologue, includes: spec.includes, epilogue: epilogueText });
+      return { node, spec, all, info: reflect(spec.shader.file, text, spec.entry) };
+    }),
+  );
+
+  // One uniform buffer holds the parameters of all dispatches; equal ones share a place.
+  const places = new Map<string, number>();
+  const chunks: Uint8Array[] = [];
+  let uniformBytes = 0;
+  const uniformAt = prepared.map(({ info, spec }) => {
+    if (!info.params) {
+      if (spec.params && Object.keys(spec.params).length) throw new BruitError('shader', `shaders/${info.file} (${info.entry}) has no params, but values were given: ${Object.keys(spec.params).join(', ')}`);
+      return 0;
+    }
+    const bytes = new Uint8Array(Math.ceil(info.params.size / align) * align);
+    packParams(info, spec.params ?? {}, new DataView(bytes.buffer), 0);
+    const key = String(bytes);
+    let at = places.get(key);
+    if (at === undefined) {
+      at = uniformBytes;
+      places.set(key, at);
+      chunks.push(bytes);
+      uniformBytes += bytes.length;
+    }
+    return at;
+  });
+  const uniformData = new Uint8Array(Math.max(uniformBytes, 16));
+  let filled = 0;
+  for (const c of chunks) {
+    uniformData.set(c, filled);
+    filled += c.length;
+  }
+  const uniforms = memory.createUniforms(uniformData);
+
+  const ready = await Promise.all(prepared.map(({ info, spec }) => pipelines.get(info, spec.overrides)));
+  return prepared.map(({ node, spec, all, info }, i): Step => {
+    const label = `${node.path || 'graph'}:${node.op.name}${spec.entry === 'forward' ? '' : `.${spec.entry}`}`;
+    const entries: GPUBindGroupEntry[] = [];
+    for (const [name, { binding, type }] of info.bindings) {
+      if (type === 'uniform') {
+        entries.push({ binding, resource: { buffer: uniforms, offset: uniformAt[i]!, size: info.params!.size } });
+        continue;
+      }
+      const t = all[name];
+      if (!t) throw new BruitError('shader', `shaders/${info.file} (${info.entry}): nothing is bound to '${name}'`);
+      const view = memory.view(t);
+      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(bytesOf(t)) } });
+    }
+    for (const name of Object.keys(all)) {
+      if (!info.bindings.has(name)) throw new BruitError('shader', `shaders/${info.file} (${info.entry}) does not use a binding '${name}'`);
+    }
+    if (!Number.isInteger(spec.workgroups) || spec.workgroups < 1) throw new BruitError('shader', `${label}: ${spec.workgroups} workgroups`);
+    const y = Math.ceil(spec.workgroups / profile.limits.maxComputeWorkgroupsPerDimension);
+    return {
+      label,
+      node,
+      info,
+      pipeline: ready[i]!,
+      bindGroup: device.createBindGroup({ label, layout: ready[i]!.getBindGroupLayout(0), entries }),
+      workgroups: [Math.ceil(spec.workgroups / y), y],
+      cost: spec.cost ?? nodeCost(node),
+    };
+  });
+}
+
+/** Flops of the op (and its epilogue), and the bytes of all operands and results once. */
+export function nodeCost(node: PlannedNode): Cost {
+  const fused = node.epilogue ? numel(node.outputs[0]!.shape) * node.epilogue.program.steps.reduce((n, s) => n + s.row.flops, 0) : 0;
+  return {
+    flops: node.op.flops(node.inputs, node.outputs, node.attrs as never) + fused,
+    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + t.bytes, 0),
+  };
+}
+
+/** A recorded plan with all its GPU objects. */
+export class Program {
+  private destroyed = false;
+  /** Indices of steps before which a new submission begins, so that no single one runs for long (UI stalls, watchdogs). */
+  private readonly splits: ReadonlySet<number>;
+
+  constructor(
+    readonly engine: Engine,
+    private readonly memory: ProgramMemory,
+    readonly steps: readonly Step[],
+  ) {
+    const splits = new Set<number>();
+    let flops = 0;
+    steps.forEach((s, i) => {
+      flops += s.cost.flops;
+      if (i > 0 && flops > maxFlopsPerSubmit) {
+        splits.add(i);
+        flops = s.cost.flops;
+      }
+    });
+    this.splits = splits;
+  }
+
+  /** Planned, naive and unavoidable bytes of activations. */
+  get plan(): MemoryPlan {
+    return this.memory.plan;
+  }
+
+  /** Writes an input or state before the next run. `data` fills the tensor; f16 tensors take f16 bits as Uint16Array. */
+  write(t: Tensor, data: HostData | Uint16Array): void {
+    this.assertUsable();
+    if (data.byteLength !== t.bytes) throw new BruitError('input', `write: ${t} takes ${t.bytes} bytes (${t.dtype}), got ${data.byteLength}`);
+    // An input that nothing reads was dropped with the dead code.
+    if (t.kind === 'input' && !this.memory.has(t)) return;
+    const view = this.memory.view(t);
+    let bytes = new Uint8Array(data.buffer as ArrayBuffer, data.byteOffset, data.byteLength);
+    // Writes come in multiples of 4 bytes; tensor buffers are padded.
+    if (bytes.length % 4) {
+      const whole = new Uint8Array(Math.ceil(bytes.length / 4) * 4);
+      whole.set(bytes);
+      bytes = whole;
+    }
+    this.engine.device.queue.writeBuffer(view.buffer, view.offset, bytes);
+  }
+
+  /** Memory of a tensor, to bind it elsewhere. Only for leaves and outputs. */
+  view(t: Tensor): BufferView {
+    return this.memory.view(t);
+  }
+
+  /** Replays the program `times` times. Returns when submitted; await `done()` for the GPU. */
+  run(times = 1): void {
+    this.assertUsable();
+    const { device } = this.engine;
+    let encoder = device.createCommandEncoder();
+    let pass = encoder.beginComputePass();
+    const flush = () => {
+      pass.end();
+      device.queue.submit([encoder.finish()]);
+    };
+    for (let k = 0; k < times; k++) {
+      this.steps.forEach((s, i) => {
+        if (this.splits.has(i) || (i === 0 && k > 0)) {
+          flush();
+          encoder = device.createCommandEncoder();
+          pass = encoder.beginComputePass();
+        }
+        pass.setPipeline(s.pipeline);
+        pass.setBindGroup(0, s.bindGroup);
+        pass.dispatchWorkgroups(s.workgroups[0], s.workgroups[1]);
+      });
+    }
+    flush();
+  }
+
+  /** Resolves when everything submitted so far has run; rejects if the device was lost. */
+  async done(): Promise<void> {
+    await this.engine.device.queue.onSubmittedWorkDone();
+    this.engine.assertAlive();
+  }
+
+  /** Copies a leaf or output to the host. f16 comes as bits (Uint16Array). */
+  async readRaw(t: Tensor): Promise<ArrayBuffer> {
+    this.assertUsable();
+    return this.engine.readBuffer(this.memory.view(t), t.bytes);
+  }
+
+  /** {@link readRaw} of an f32 tensor. */
+  async read(t: Tensor): Promise<Float32Array> {
+    if (t.dtype !== 'f32') throw new BruitError('input', `read: ${t} is ${t.dtype}; use readRaw`);
+    return new Float32Array(await this.readRaw(t));
+  }
+
+  /** Frees all buffers that the program made. Bindings of the caller's stay. */
+  destroy(): void {
+    this.destroyed = true;
+    this.memory.destroy();
+  }
+
+  private assertUsable(): void {
+    if (this.destroyed) throw new BruitError('input', 'This program was destroyed.');
+    this.engine.assertAlive();
+  }
+}
+
+/** About 0.1 s on a 1 TFLOP/s GPU. */
+const maxFlopsPerSubmit = 1e11;

@@ -1,0 +1,69 @@
+import { createRequire } from 'node:module';
+import { chmod, mkdir, mkdtemp, rename, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { dirname, join, sep } from 'node:path';
+
+const require = createRequire(import.meta.url);
+
+/** Directory of an installed npm package: its resolved entry, cut after `node_modules/NAME`. */
+export function packageDirectory(name: string): string {
+  const entry = require.resolve(name);
+  const marker = join('node_modules', ...name.split('/')) + sep;
+  const at = entry.lastIndexOf(marker);
+  return at < 0 ? dirname(entry) : entry.slice(0, at + marker.length - 1);
+}
+
+/** Version of an installed npm package, from its package.json. */
+export function packageVersion(name: string): string {
+  return (require(join(packageDirectory(name), 'package.json')) as { version: string }).version;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return stat(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+/**
+ * Directories to cache in, best first: beside the packages that the content came from, so that removing `node_modules`
+ * removes it; else, for a read-only installation, the temporary directory, by user id so that users do not meet.
+ */
+function cacheRoots(): string[] {
+  const modules = packageDirectory('webgpu').replace(/[\\/]webgpu$/, '');
+  return [join(modules, '.cache', 'bruit'), join(tmpdir(), `bruit-${process.getuid?.() ?? 'user'}`)];
+}
+
+/**
+ * Path of the cached directory `name`, filled by `fill(directory)` if it is not there yet. It is filled under a
+ * temporary name and renamed, so a directory that exists is complete even if processes race or are killed. `name`
+ * should carry the version of what it holds.
+ */
+export async function cachedDirectory(name: string, fill: (directory: string) => Promise<void>): Promise<string> {
+  const roots = cacheRoots();
+  for (const root of roots) {
+    if (await exists(join(root, name))) return join(root, name);
+  }
+  for (const root of roots) {
+    let temporary: string;
+    try {
+      await mkdir(root, { recursive: true, mode: 0o755 });
+      temporary = await mkdtemp(join(root, `.${name}-`));
+    } catch (error) {
+      if (root === roots.at(-1)) throw error;
+      continue;
+    }
+    const target = join(root, name);
+    try {
+      await fill(temporary);
+      await chmod(temporary, 0o755); // mkdtemp made it private; an installation by root serves other users too
+      await rename(temporary, target);
+    } catch (error) {
+      await rm(temporary, { recursive: true, force: true });
+      // Another process finished first: rename onto a non-empty directory fails, and its copy is as good as ours.
+      if (!(await exists(target))) throw error;
+    }
+    return target;
+  }
+  throw new Error('unreachable: the last cache root either returns or throws');
+}

@@ -1,0 +1,45 @@
+/**
+ * WebGPU in Node through Dawn (npm package `webgpu`). The adapter is chosen before the process starts: see adapter.ts.
+ *
+ * Dawn's objects follow garbage collection where a browser keeps them: a buffer that nothing refers to any more is
+ * dropped, and its pending `mapAsync` rejects with AbortError. Keep a staging buffer reachable until its map settles.
+ * A process exits by itself once nothing is pending, whether or not devices were destroyed, and `process.exit` is safe
+ * with work in flight.
+ */
+import { create, globals } from 'webgpu';
+import { BruitError } from '../engine/errors';
+
+// Dawn's objects die with the instance ("external Instance reference no longer exists"), and only the object returned
+// by create() keeps the instance alive. It lives as long as this module, so nobody has to hold it.
+let instance: GPU | undefined;
+let options: readonly string[] = [];
+
+/**
+ * The process's `GPU` (the `navigator.gpu` of Node), with WebGPU's constants (`GPUBufferUsage`, …) put on `globalThis`.
+ * `dawnOptions` as in the `webgpu` package, e.g. `['enable-dawn-features=allow_unsafe_apis']`; they count at the first
+ * call, and a later call that asks for others is an error.
+ */
+export function createNodeGPU(dawnOptions: readonly string[] = []): GPU {
+  if (instance) {
+    if (dawnOptions.some((option) => !options.includes(option))) {
+      throw new BruitError('device', `Dawn already runs with options [${options.join(' ')}], asked for [${dawnOptions.join(' ')}]`);
+    }
+    return instance;
+  }
+  Object.assign(globalThis, globals);
+  options = [...dawnOptions];
+  instance = create([...dawnOptions]);
+  return instance;
+}
+
+/** An adapter of `gpu`, high performance first. Throws `BruitError('device')` that says what to do if there is none. */
+export async function requestNodeAdapter(gpu: GPU = createNodeGPU()): Promise<GPUAdapter> {
+  const adapter = await gpu.requestAdapter({ powerPreference: 'high-performance' }).catch((cause: unknown) => {
+    throw new BruitError('device', `WebGPU failed to list adapters: ${String(cause)}`, { cause });
+  });
+  if (adapter) return adapter;
+  throw new BruitError(
+    'device',
+    'no WebGPU adapter. Start through `bruit --adapter software` (or `node scripts/with_adapter.mjs swiftshader -- COMMAND`), which brings its own driver',
+  );
+}

@@ -1,0 +1,173 @@
+/**
+ * Checks of one op case, wherever there is a device (Node, Chrome, deno): every variant and storage type against the float64 reference,
+ * gradients against finite differences of the reference, with poisoned memory and a second replay.
+ */
+import type { Engine } from '../../src/engine/device';
+import { gradients } from '../../src/engine/autodiff';
+import { Graph, type Tensor } from '../../src/engine/graph';
+import type { InputFill, OpCase, OpTests, RefTensor } from '../../src/engine/op';
+import { add, mul } from '../../src/engine/ops/pointwise';
+import { total } from '../../src/engine/ops/sum';
+import { compile } from '../../src/engine/program';
+import { numel, sameShape, showShape } from '../../src/engine/shape';
+import { f16ToF32, f32ToF16 } from '../../src/io/half';
+
+/** Small deterministic generator for test data (mulberry32). */
+export function random(seed: number): () => number {
+  let a = seed >>> 0;
+  return () => {
+    a = (a + 0x6d2b79f5) >>> 0;
+    let t = Math.imul(a ^ (a >>> 15), 1 | a);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+export function normal(rand: () => number): number {
+  return Math.sqrt(-2 * Math.log(1 - rand())) * Math.cos(2 * Math.PI * rand());
+}
+
+function fill(n: number, how: InputFill, rand: () => number): Float64Array {
+  return Float64Array.from({ length: n }, (_, i) => {
+    if (how === 'normal') return normal(rand);
+    if (how === 'positive') return Math.abs(normal(rand)) + 0.1;
+    if (how === 'unit') return rand() * 2 - 1;
+    if ('int' in how) return Math.floor(rand() * how.int);
+    if ('values' in how) return how.values[i % how.values.length]!;
+    return how.mean + how.std * normal(rand);
+  });
+}
+
+export function hash(text: string): number {
+  let h = 2166136261;
+  for (const c of text) h = Math.imul(h ^ c.charCodeAt(0), 16777619);
+  return h >>> 0;
+}
+
+export interface OpCaseOptions {
+  /** Storage type of floating-point inputs. */
+  dtype: 'f32' | 'f16';
+  variant?: string | undefined;
+}
+
+const halfBits = (x: ArrayLike<number>): Uint16Array => f32ToF16(Float32Array.from(x));
+
+function makeInputs(c: OpCase<never>, dtype: 'f32' | 'f16', seed: string): RefTensor[] {
+  const rand = random(hash(seed));
+  return c.inputs.map(({ shape, dtype: own, fill: how }) => {
+    const data = fill(numel(shape), how ?? 'normal', rand);
+    const stored = (own ?? dtype) === 'f16' ? f16ToF32(halfBits(data)) : Float32Array.from(data);
+    return { shape, data: own === 'i32' || own === 'u32' ? data : Float64Array.from(stored) };
+  });
+}
+
+function upload(graph: Graph, c: OpCase<never>, dtype: 'f32' | 'f16'): Tensor[] {
+  return c.inputs.map(({ shape, dtype: own }, i) => graph.input(`input${i}`, shape, own ?? dtype));
+}
+
+const hostData = (t: Tensor, data: Float64Array) => (t.dtype === 'f16' ? halfBits(data) : t.dtype === 'i32' ? Int32Array.from(data) : t.dtype === 'u32' ? Uint32Array.from(data) : Float32Array.from(data));
+
+const maxAbs = (x: ArrayLike<number>): number => Array.prototype.reduce.call(x, (m: unknown, v) => Math.max(m as number, Math.abs(v as number)), 0) as number;
+
+/** Throws if max|a−b| > tolerance · max|b|, or on anything not finite. */
+export function assertClose(what: string, actual: ArrayLike<number>, expected: ArrayLike<number>, tolerance: number): void {
+  if (actual.length !== expected.length) throw new Error(`${what}: ${actual.length} values, expected ${expected.length}`);
+  const bound = tolerance * Math.max(maxAbs(expected), 1e-30);
+  let worst = -1;
+  let at = 0;
+  for (let i = 0; i < actual.length; i++) {
+    const d = Math.abs(actual[i]! - expected[i]!);
+    // NaN compares false with everything, so test for "not within".
+    if (!(d <= worst)) {
+      worst = d;
+      at = i;
+      if (Number.isNaN(d)) break;
+    }
+  }
+  if (!(worst <= bound)) throw new Error(`${what}: element ${at} is ${actual[at]}, expected ${expected[at]}: |difference| ${worst} > ${bound} (${tolerance} of the largest value)`);
+}
+
+/** Forward values of one case. */
+export async function checkForward(engine: Engine, suite: OpTests<never>, c: OpCase<never>, { dtype, variant }: OpCaseOptions): Promise<void> {
+  const { op } = suite;
+  const inputs = makeInputs(c, dtype, `${op.name}/${c.name}`);
+  const graph = new Graph();
+  const leaves = upload(graph, c, dtype);
+  const outputs = graph.add(op, leaves, c.attrs);
+  const expected = suite.reference(inputs, c.attrs);
+  const program = await compile(engine, graph, { outputs, poison: true, ...(variant && { variants: { [op.name]: variant } }) });
+  try {
+    // A second replay catches kernels that rely on fresh memory.
+    for (let run = 0; run < 2; run++) {
+      leaves.forEach((t, i) => program.write(t, hostData(t, inputs[i]!.data)));
+      program.run();
+      for (const [k, t] of outputs.entries()) {
+        const what = `${op.name} '${c.name}' ${variant ?? ''} ${dtype} output ${k} ${showShape(t.shape)} run ${run}`;
+        const raw = await program.readRaw(t);
+        const actual = t.dtype === 'f16' ? f16ToF32(new Uint16Array(raw)) : t.dtype === 'f32' ? new Float32Array(raw) : t.dtype === 'i32' ? new Int32Array(raw) : new Uint32Array(raw);
+        // f16 results are rounded to 11 bits when stored.
+        assertClose(what, actual, expected[k]!, t.dtype === 'f16' ? 1e-3 : (c.tolerance ?? 3e-6));
+      }
+    }
+  } finally {
+    program.destroy();
+  }
+}
+
+/** Gradients of a random linear function of the outputs, along random directions and single elements. */
+export async function checkGradients(engine: Engine, suite: OpTests<never>, c: OpCase<never>): Promise<void> {
+  const { op } = suite;
+  const inputs = makeInputs(c, 'f32', `${op.name}/${c.name}`);
+  const graph = new Graph();
+  const leaves = upload(graph, c, 'f32');
+  const outputs = graph.add(op, leaves, c.attrs);
+  const rand = random(hash(`${op.name}/${c.name}/directions`));
+  const weights = outputs.map((t) => fill(numel(t.shape), 'normal', rand).map(Math.fround));
+  const loss = outputs.map((t, k) => total(mul(t, graph.constant(`weight${k}`, t.shape, Float32Array.from(weights[k]!))))).reduce(add);
+  const wanted = leaves.flatMap((t, i) => (t.dtype === 'f32' && !op.integerInputs?.includes(i) ? [i] : []));
+  const grads = gradients(loss, wanted.map((i) => leaves[i]!));
+  const program = await compile(engine, graph, { outputs: grads, poison: true });
+  try {
+    leaves.forEach((t, i) => program.write(t, hostData(t, inputs[i]!.data)));
+    program.run();
+    const lossAt = (x: readonly RefTensor[]) => suite.reference(x, c.attrs).reduce((sum, y, k) => sum + y.reduce((s, v, e) => s + v * weights[k]![e]!, 0), 0);
+    for (const [w, i] of wanted.entries()) {
+      if (!sameShape(grads[w]!.shape, leaves[i]!.shape)) throw new Error(`${op.name} '${c.name}': gradient of input ${i} has shape ${showShape(grads[w]!.shape)}, the input ${showShape(leaves[i]!.shape)}`);
+      const g = await program.read(grads[w]!);
+      const n = g.length;
+      const norm = Math.sqrt(g.reduce((s, v) => s + v * v, 0));
+      const directions: Float64Array[] = [fill(n, 'normal', rand), fill(n, 'normal', rand)];
+      for (let e = 0; e < Math.min(6, n); e++) {
+        const unit = new Float64Array(n);
+        unit[Math.floor(rand() * n)] = 1;
+        directions.push(unit);
+      }
+      for (const d of directions) {
+        const h = 1e-5;
+        const at = (s: number) => inputs.map((x, j) => (j === i ? { shape: x.shape, data: x.data.map((v, e) => v + s * h * d[e]!) } : x));
+        const numeric = (lossAt(at(1)) - lossAt(at(-1))) / (2 * h);
+        const analytic = g.reduce((s, v, e) => s + v * d[e]!, 0);
+        // f32 rounding of the kernels, as a share of the whole gradient; finite differences in float64 are far finer.
+        const bound = 2e-4 * Math.max(norm, 1e-6);
+        if (!(Math.abs(numeric - analytic) <= bound)) throw new Error(`${op.name} '${c.name}': gradient of input ${i}: ${analytic}, finite differences ${numeric}, bound ${bound}`);
+      }
+    }
+  } finally {
+    program.destroy();
+  }
+}
+
+/** All checks of an op's cases as named functions. */
+export function opChecks(suite: OpTests<never>, profile: { f16: boolean }): { name: string; run(engine: Engine): Promise<void> }[] {
+  const { op, cases } = suite;
+  const checks: { name: string; run(engine: Engine): Promise<void> }[] = [];
+  for (const c of cases) {
+    for (const variant of op.variants ?? [undefined]) {
+      for (const dtype of profile.f16 ? (['f32', 'f16'] as const) : (['f32'] as const)) {
+        checks.push({ name: `${op.name} · ${c.name}${variant ? ` · ${variant}` : ''} · ${dtype}`, run: (engine) => checkForward(engine, suite, c, { dtype, variant }) });
+      }
+    }
+    if (typeof op.grad === 'function' && !c.skipGrad) checks.push({ name: `${op.name} · ${c.name} · gradient`, run: (engine) => checkGradients(engine, suite, c) });
+  }
+  return checks;
+}
