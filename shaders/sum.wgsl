@@ -7,6 +7,7 @@
 alias V = f32;
 alias X = f32;
 alias Y = f32;
+const SQUARE = false;
 // end prologue
 
 struct Params {
@@ -34,7 +35,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   let base = outer * params.reduce * params.inner + inner;
   var total = V(0.0);
   for (var r = chunk; r < params.reduce; r += params.chunks) {
-    total += V(x[base + r * params.inner]);
+    let v = V(x[base + r * params.inner]);
+    total += select(v, v * v, SQUARE);
   }
   y[i] = Y(total * params.scale);
 }

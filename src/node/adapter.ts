@@ -158,7 +158,9 @@ export function runWithAdapter(kind: AdapterKind, command: string, args: readonl
 
 // SIGKILL cannot be forwarded. A channel between the processes closes when the parent dies by any cause, and the child,
 // told by this preloaded line, ends too: otherwise a killed training run would go on and overwrite checkpoints.
-const endWithParent = `data:text/javascript,process.on('disconnect',()=>process.kill(process.pid,'SIGTERM'));process.channel?.unref()`;
+const endWithParent = `data:text/javascript,${encodeURIComponent(
+  "process.on('disconnect', () => process.kill(process.pid, 'SIGTERM')); process.channel.unref();",
+)}`;
 
 /** Starts this Node with `script` and `args` under the adapter `kind`; resolves with its exit status. */
 export function reexecWithAdapter(kind: AdapterKind, script: string, args: readonly string[]): Promise<number> {

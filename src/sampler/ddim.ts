@@ -18,10 +18,11 @@ export function ddim(config: SchedulerConfig, { alphasCumprod }: NoiseTables, op
     const previous = t - Math.floor(total / count);
     const alphaBar = alphasCumprod[t]!;
     const alphaBarPrevious = previous >= 0 ? alphasCumprod[previous]! : finalAlphaBar;
-    const variance = ((1 - alphaBarPrevious) / (1 - alphaBar)) * f32(1 - f32(alphaBar / alphaBarPrevious));
-    const std = eta === 0 ? 0 : eta * Math.sqrt(variance);
-    const rest = 1 - alphaBarPrevious - std ** 2;
-    if (!(rest > -1e-7)) throw new BruitError('config', `eta is ${eta}; at timestep ${t} that is more noise than the process has (allowed: 0 to 1)`);
+    // In float32, as the library: with eta near 1 the rest is a small difference, and its root is far from what f64 would give.
+    const variance = f32(f32((1 - alphaBarPrevious) / (1 - alphaBar)) * f32(1 - f32(alphaBar / alphaBarPrevious)));
+    const std = eta === 0 ? 0 : f32(eta * f32(Math.sqrt(variance)));
+    const rest = f32(1 - alphaBarPrevious - f32(std ** 2));
+    if (!(rest > -1e-6)) throw new BruitError('config', `eta is ${eta}; at timestep ${t} that is more noise than the process has (allowed: 0 to 1)`);
     const predicted = predict(prediction_type, alphaBar);
     const x0 = bounded(bound, predicted.x0);
     const epsilon = reuseBounded ? epsilonFrom(x0, Math.sqrt(alphaBar), Math.sqrt(1 - alphaBar)) : predicted.epsilon;

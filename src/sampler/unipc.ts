@@ -3,6 +3,8 @@ import { boundOf } from './prediction';
 import { combine, finishProgram, SAMPLE, slot, type Bound, type Linear, type SamplerProgram, type StepDraft } from './program';
 import type { NoiseTables, SchedulerConfig } from './scheduler_config';
 
+const f32 = Math.fround;
+
 /** Slots: the (corrected) sample of the step before, then a ring of model values. */
 const LAST = 0;
 
@@ -26,18 +28,18 @@ export function unipc(config: SchedulerConfig, tables: NoiseTables, { numInferen
     const order = m.length;
     const s0 = timesteps[i]!;
     if (t === s0) return start; // the limit of the weights, as in DPM-Solver
-    const h = lambda[t]! - lambda[s0]!;
+    const h = f32(lambda[t]! - lambda[s0]!);
     const hh = dataPrediction ? -h : h;
-    const phi1 = Math.expm1(hh);
+    const phi1 = f32(Math.expm1(hh));
     const scale = solver_type === 'bh1' ? hh : phi1;
     const [m0] = m as [Linear];
-    const ratios = m.slice(1).map((_, k) => (lambda[timesteps[i - 1 - k]!]! - lambda[s0]!) / h);
+    const ratios = m.slice(1).map((_, k) => f32(f32(lambda[timesteps[i - 1 - k]!]! - lambda[s0]!) / h));
     const differences = m.slice(1).map((mk, k) => combine([1 / ratios[k]!, mk], [-1 / ratios[k]!, m0]));
     if (correction) {
       ratios.push(1);
       differences.push(combine([1, correction], [-1, m0]));
     }
-    const weights = order === (correction ? 1 : 2) ? [0.5] : solve(ratios.map((_, power) => ratios.map((r) => r ** power)), phiVector(hh, scale, ratios.length));
+    const weights = order === (correction ? 1 : 2) ? [0.5] : solve(ratios.map((_, power) => ratios.map((r) => r ** power)), phiVector(hh, phi1, scale, ratios.length));
     const outer = dataPrediction ? alpha[t]! : sigma[t]!;
     const keep = dataPrediction ? sigma[t]! / sigma[s0]! : alpha[t]! / alpha[s0]!;
     return combine([keep, start], [-outer * phi1, m0], ...differences.map((d, k) => [-outer * scale * weights[k]!, d] as const));
@@ -56,14 +58,17 @@ export function unipc(config: SchedulerConfig, tables: NoiseTables, { numInferen
   return finishProgram(config._class_name, drafts, { sigmas, bound });
 }
 
-/** b_k = k! h phi_{k+1}(h) / B(h), k = 1...: UniPC eq. 10, by the recurrence phi_{k+1} = (phi_k - 1/k!) / h. */
-function phiVector(hh: number, scale: number, length: number): number[] {
-  let phi = Math.expm1(hh) / hh - 1;
+/**
+ * b_k = k! h phi_{k+1}(h) / B(h), k = 1...: UniPC eq. 10, by the recurrence phi_{k+1} = (phi_k - 1/k!) / h. In float32, as the library: each
+ * subtraction loses digits for small h, and its results are compared with.
+ */
+function phiVector(hh: number, phi1: number, scale: number, length: number): number[] {
+  let phi = f32(f32(phi1 / hh) - 1);
   let factorial = 1;
   return Array.from({ length }, (_, k) => {
-    const b = (phi * factorial) / scale;
+    const b = f32(f32(phi * factorial) / scale);
     factorial *= k + 2;
-    phi = phi / hh - 1 / factorial;
+    phi = f32(f32(phi / hh) - f32(1 / factorial));
     return b;
   });
 }

@@ -107,15 +107,15 @@ test('decodeImage: palettes, packed grey, 16 bits and transparency', () => {
   expect(image({ width: 2, height: 1, channels: 1, depth: 16, data: Uint16Array.of(0x8000, 0xffff) })).toEqual([128, 255]);
   expect(image({ width: 3, height: 1, channels: 4, depth: 8, data: Uint8Array.of(10, 20, 30, 255, 10, 20, 30, 0, 0, 0, 0, 51) })).toEqual([10, 20, 30, 255, 255, 255, 204, 204, 204]);
   expect(image({ width: 2, height: 1, channels: 2, depth: 8, data: Uint8Array.of(0, 255, 0, 0) })).toEqual([0, 255]);
-  expect(image({ width: 2, height: 1, channels: 1, depth: 8, data: Uint8Array.of(1, 0), palette: [[9, 8, 7, 255], [9, 8, 7, 0]] })).toEqual([255, 255, 255, 9, 8, 7]);
+  expect(image({ width: 2, height: 1, channels: 1, depth: 8, data: Uint8Array.of(0, 1), palette: [[9, 8, 7, 0], [9, 8, 7, 255]] })).toEqual([255, 255, 255, 9, 8, 7]);
   const grey = { width: 13, height: 11, channels: 1, depth: 8 as const, data: Uint8Array.from({ length: 143 }, (_, i) => (i * 77) % 256) };
   expect(decodeImage(encodeAny(grey, { interlace: 'Adam7' }), 'x').data).toEqual(grey.data);
 });
 
 test('decodeImage: a colour named transparent by tRNS is laid over white', () => {
-  const png = encodeAny({ width: 2, height: 1, channels: 3, depth: 8, data: Uint8Array.of(1, 2, 3, 1, 2, 4) });
+  const png = encodeAny({ width: 3, height: 1, channels: 3, depth: 8, data: Uint8Array.of(1, 2, 3, 1, 2, 4, 0, 2, 3) });
   const chunk = Uint8Array.of(0, 0, 0, 6, 0x74, 0x52, 0x4e, 0x53, 0, 1, 0, 2, 0, 3, 0xc9, 0x4b, 0xab, 0xf5); // length, 'tRNS', 1 2 3, CRC
-  expect(Array.from(decodeImage(Uint8Array.from([...png.subarray(0, 33), ...chunk, ...png.subarray(33)]), 'x').data)).toEqual([255, 255, 255, 1, 2, 4]);
+  expect(Array.from(decodeImage(Uint8Array.from([...png.subarray(0, 33), ...chunk, ...png.subarray(33)]), 'x').data)).toEqual([255, 255, 255, 1, 2, 4, 0, 2, 3]);
 });
 
 // 16x8, left half 40 and right half 200, as libjpeg writes one component

@@ -181,7 +181,7 @@ describe('programs', () => {
     const noises = Array.from({ length: 25 }, (_, i) => draws(300 + i, size));
     const a = runProgramReference(createSampler({ _class_name: 'DDIMScheduler', ...config }, { numInferenceSteps: 25, eta: 1 }), start, 2, toyModel, noises);
     const b = runProgramReference(createSampler({ _class_name: 'DDPMScheduler', ...config }, { numInferenceSteps: 25 }), start, 2, toyModel, noises);
-    expect(maxAbsDifference(a, b)).toBeLessThan(1e-9);
+    expect(maxAbsDifference(a, b)).toBeLessThan(1e-6);
   });
 
   test.each(['epsilon', 'v_prediction'])('DDIM inversion and DDIM are inverse to each other for a model that knows the image (%s)', (prediction_type) => {
@@ -211,7 +211,7 @@ describe('programs', () => {
     return x.map((value) => (Math.sqrt(1 - bar) / (bar * d ** 2 + 1 - bar)) * value);
   };
   const orders: [string, string, object, number][] = [
-    ['DDIM', 'DDIMScheduler', { clip_sample: false, timestep_spacing: 'linspace' }, 1],
+    ['DDIM', 'DDIMScheduler', { clip_sample: false }, 1],
     ['Euler', 'EulerDiscreteScheduler', {}, 1],
     ['Heun', 'HeunDiscreteScheduler', {}, 2],
     ['LMS', 'LMSDiscreteScheduler', {}, 2],
@@ -241,12 +241,14 @@ describe('programs', () => {
       const first = Math.floor(program.timesteps[0]!);
       const end = ve || (_class_name === 'DDIMScheduler') ? d : scaleAt(0);
       const from = ve ? scaleAt(first) / Math.sqrt(bars[first]!) : scaleAt(first);
-      const last = runProgramReference(program, Float64Array.of(from), 1, gaussian(bars, d));
+      const noises = Array.from({ length: program.noiseDraws }, () => Float64Array.of(1)); // Euler draws, and multiplies by 0
+      const last = runProgramReference(program, Float64Array.of(from), 1, gaussian(bars, d), noises);
       return Math.abs(last[0]! / end - 1);
     };
-    const [coarse, fine] = [errorAt(20), errorAt(80)];
-    expect(fine).toBeLessThan(order === 1 ? 0.02 : 0.002);
-    expect(fine).toBeLessThan(coarse);
+    const [coarse, fine] = [errorAt(50), errorAt(250)];
+    expect(fine).toBeLessThan(order === 1 ? 0.02 : 0.005);
+    // Heun is at the error of its last, first-order step already (half the square of the smallest sigma over d).
+    if (_class_name !== 'HeunDiscreteScheduler') expect(coarse / fine).toBeGreaterThan(order === 1 ? 3.5 : 5);
   });
 
   test('every class compiles for every spacing and prediction type that it allows, within the slots', () => {

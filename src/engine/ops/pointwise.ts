@@ -294,8 +294,8 @@ export const expand = (x: Tensor, shape: Shape, factor = 1): Tensor => apply('sc
 export const shift = (x: Tensor, c: number): Tensor => apply('shift', [x], [c]);
 export const clamp = (x: Tensor, low: number, high: number): Tensor => apply('clamp', [x], [low, high]);
 const minimumScalar = (x: Tensor, c: number): Tensor => clamp(x, -3.0e38, c);
-/** Stored as `dtype` (f32 or f16); integers become numbers. */
-export const cast = (x: Tensor, dtype: 'f32' | 'f16'): Tensor => (x.dtype === dtype ? x : apply('cast', [x], [], dtype));
+/** Stored as `dtype`; numbers become integers by dropping their fraction. */
+export const cast = (x: Tensor, dtype: DType): Tensor => (x.dtype === dtype ? x : apply('cast', [x], [], dtype));
 /** `a` where `condition` ≠ 0, else `b`. */
 export const where = (condition: Tensor, a: Tensor, b: Tensor): Tensor => apply('where', [condition, a, b]);
 export const less = (a: Tensor, b: Tensor): Tensor => apply('less', [a, b]);

@@ -1,0 +1,76 @@
+import js from '@eslint/js';
+import { importX } from 'eslint-plugin-import-x';
+import { defineConfig, globalIgnores } from 'eslint/config';
+import tseslint from 'typescript-eslint';
+
+/** Directories that must also run in a browser. */
+const browserSafe = ['engine', 'model', 'sampler', 'train', 'io', 'data'];
+
+/**
+ * Who may not import whom: shaders <- engine <- {model, sampler} <- train <- {cli, bench}. `io` and `data` sit beside
+ * engine and take only its types and errors; `node` is what only Node can do, used by the programs.
+ */
+const zones = [
+  { target: './src/engine', from: ['./src/model', './src/sampler', './src/train', './src/io', './src/data'] },
+  { target: './src/io', from: ['./src/model', './src/sampler', './src/train', './src/data'] },
+  { target: './src/data', from: ['./src/model', './src/sampler', './src/train'] },
+  { target: './src/model', from: ['./src/sampler', './src/train', './src/data'] },
+  { target: './src/sampler', from: ['./src/model', './src/train', './src/data'], message: 'A sampler takes a denoiser; it knows no model.' },
+  { target: './src/node', from: ['./src/model', './src/sampler', './src/train'] },
+  ...browserSafe.map((name) => ({ target: `./src/${name}`, from: ['./src/node'], message: 'Only Node can load src/node.' })),
+  { target: './src', from: ['./cli', './bench', './tests', './scripts'] },
+  { target: './cli', from: ['./tests'] },
+  { target: ['./src', './cli', './tests', './scripts'], from: ['./bench'], message: 'Nothing imports bench.' },
+].flatMap(({ from, ...zone }) => from.map((each) => ({ ...zone, from: each })));
+
+export default defineConfig(
+  globalIgnores(['dist/', 'out/', 'node_modules/', 'shared/']),
+  js.configs.recommended,
+  {
+    files: ['**/*.ts'],
+    extends: [tseslint.configs.recommendedTypeChecked],
+    languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
+    plugins: { 'import-x': importX },
+    settings: { 'import-x/resolver': { node: { extensions: ['.ts', '.js', '.mjs'] } } },
+    rules: {
+      'import-x/no-restricted-paths': ['error', { basePath: import.meta.dirname, zones }],
+      eqeqeq: 'error',
+      'no-console': 'error',
+      'prefer-const': 'error',
+      '@typescript-eslint/consistent-type-imports': 'error',
+      '@typescript-eslint/switch-exhaustiveness-check': ['error', { considerDefaultExhaustiveForUnions: true }],
+      // noUncheckedIndexedAccess makes `array[i]!` inside bounded loops unavoidable.
+      '@typescript-eslint/no-non-null-assertion': 'off',
+      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true, allowArray: true, allowNullish: true }],
+      '@typescript-eslint/require-await': 'off',
+      // WebGPU's enums and limits are looked up by computed names.
+      '@typescript-eslint/no-unsafe-enum-comparison': 'off',
+    },
+  },
+  {
+    files: browserSafe.map((name) => `src/${name}/**/*.ts`).concat('src/index.ts'),
+    rules: {
+      'no-restricted-imports': ['error', { patterns: [{ group: ['node:*'], message: 'This must run in a browser: keep Node in src/node or cli.' }] }],
+      'no-restricted-globals': ['error', 'process', 'Buffer', '__dirname', 'require', 'setImmediate'],
+    },
+  },
+  {
+    files: ['cli/**/*.ts', 'bench/**/*.ts', 'tests/**/*.ts', 'scripts/**/*.ts'],
+    rules: { 'no-console': 'off' },
+  },
+  {
+    files: ['tests/**/*.ts'],
+    rules: {
+      // expect(...) on `any` from JSON is what tests do.
+      '@typescript-eslint/no-unsafe-assignment': 'off',
+      '@typescript-eslint/no-unsafe-member-access': 'off',
+      '@typescript-eslint/no-unsafe-argument': 'off',
+    },
+  },
+  {
+    files: ['**/*.mjs'],
+    languageOptions: {
+      globals: Object.fromEntries(['process', 'console', 'URL', 'window', 'performance', 'setTimeout', 'clearTimeout', 'Buffer'].map((name) => [name, 'readonly'])),
+    },
+  },
+);

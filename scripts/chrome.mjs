@@ -1,0 +1,79 @@
+// Headless Chrome with WebGPU on SwiftShader, from npm alone: no root, no system packages, no display.
+import { createServer } from 'node:http';
+import { createReadStream } from 'node:fs';
+import { mkdtemp, rm, stat } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { delimiter, extname, join, normalize, sep } from 'node:path';
+import puppeteer from 'puppeteer-core';
+import { load } from './build.mjs';
+
+/** Starts the embedded Chrome. `close()` it; its profile goes with it. */
+export async function launchChrome() {
+  const { embeddedChrome } = await load('swiftshader');
+  const { executable, libraries } = await embeddedChrome();
+  const profile = await mkdtemp(join(tmpdir(), 'bruit-chrome-'));
+  const browser = await puppeteer.launch({
+    executablePath: executable,
+    headless: 'shell',
+    userDataDir: profile,
+    protocolTimeout: 600_000,
+    args: [
+      '--no-sandbox', // the sandbox needs root or user namespaces, which containers often lack
+      '--no-zygote',
+      '--in-process-gpu', // a GPU process of its own does not come up without a display here
+      '--enable-unsafe-webgpu',
+      '--use-webgpu-adapter=swiftshader',
+      '--disable-dev-shm-usage', // /dev/shm is 64 MB in a container
+    ],
+    // HOME: Chrome and fontconfig write there, and it may be missing or read-only.
+    env: {
+      ...process.env,
+      HOME: profile,
+      LD_LIBRARY_PATH: [libraries, process.env.LD_LIBRARY_PATH].filter(Boolean).join(delimiter),
+    },
+  });
+  const close = browser.close.bind(browser);
+  browser.close = async () => {
+    await close();
+    await rm(profile, { recursive: true, force: true, maxRetries: 5 });
+  };
+  return browser;
+}
+
+const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.json': 'application/json' };
+
+/**
+ * Serves directories on 127.0.0.1 (a secure context, which WebGPU wants). `mounts` maps a URL prefix (`/goldens/`) to a
+ * directory; byte ranges are honoured. Resolves with `{ url, close }`.
+ */
+export async function serve(mounts) {
+  const server = createServer((request, response) => {
+    respond(request, response).catch(() => response.writeHead(500).end());
+  });
+  async function respond(request, response) {
+    const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
+    const prefix = Object.keys(mounts)
+      .filter((candidate) => path.startsWith(candidate))
+      .sort((a, b) => b.length - a.length)[0];
+    const file = prefix && normalize(join(mounts[prefix], path.slice(prefix.length)));
+    const info = file?.startsWith(normalize(mounts[prefix]) + sep) && (await stat(file).catch(() => undefined));
+    if (!info?.isFile()) return void response.writeHead(404).end();
+    const headers = { 'content-type': types[extname(file)] ?? 'application/octet-stream', 'accept-ranges': 'bytes', 'cache-control': 'no-store' };
+    const [, from, to] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? '') ?? [];
+    if (from === undefined) {
+      response.writeHead(200, { ...headers, 'content-length': info.size });
+      createReadStream(file).pipe(response);
+      return;
+    }
+    const start = Number(from);
+    const end = Math.min(to ? Number(to) : Infinity, info.size - 1);
+    if (start > end) return void response.writeHead(416, { 'content-range': `bytes */${info.size}` }).end();
+    response.writeHead(206, { ...headers, 'content-length': end - start + 1, 'content-range': `bytes ${start}-${end}/${info.size}` });
+    createReadStream(file, { start, end }).pipe(response);
+  }
+  await new Promise((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve));
+  return {
+    url: `http://127.0.0.1:${server.address().port}`,
+    close: () => new Promise((resolve) => server.close(resolve)),
+  };
+}

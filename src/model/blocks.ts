@@ -1,0 +1,108 @@
+/** Residual, attention and resampling modules that the U-Net's blocks are made of (diffusers' ResnetBlock2D, Attention, Downsample2D, …). */
+import type { Tensor } from '../engine/graph';
+import { attention } from '../engine/ops/attention';
+import { avgPool2d } from '../engine/ops/avg_pool2d';
+import { split } from '../engine/ops/copy';
+import { add, mul, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
+import { reshape } from '../engine/ops/reshape';
+import { upfirdn2d } from '../engine/ops/upfirdn2d';
+import { upsampleNearest } from '../engine/ops/upsample_nearest';
+import { activation, conv, groupNorm, linear, module, type ModelContext } from './layers';
+
+/** The filter of score-SDE's "fir" resampling. */
+const firKernel = [1, 3, 3, 1];
+
+/** FIR-filtered 2x downsampling of [N,H,W,C] (Karras et al. 2019; diffusers' downsample_2d). */
+export const firDownsample = (x: Tensor): Tensor => upfirdn2d(x, firTaps(1), { up: 1, down: 2, padding: [1, 1] });
+
+/** FIR-filtered 2x upsampling of [N,H,W,C]. */
+export const firUpsample = (x: Tensor): Tensor => upfirdn2d(x, firTaps(4), { up: 2, down: 1, padding: [2, 1] });
+
+/** The 4x4 outer product of the filter, summing to `gain`. */
+function firTaps(gain: number): number[][] {
+  const sum = firKernel.reduce((a, b) => a + b, 0);
+  return firKernel.map((a) => firKernel.map((b) => (a * b * gain) / (sum * sum)));
+}
+
+export const upsample2x = (x: Tensor): Tensor => upsampleNearest(x, [x.shape[1]! * 2, x.shape[2]! * 2]);
+
+export interface ResnetOptions {
+  readonly out: number;
+  /** Time embedding [N, D] after its activation. */
+  readonly temb: Tensor;
+  readonly timeScaleShift: 'default' | 'scale_shift';
+  readonly groups: number;
+  readonly groupsOut?: number;
+  readonly eps: number;
+  readonly act: PointwiseName;
+  readonly dropout: number;
+  readonly outputScale?: number;
+  /** Resampling inside the block: of both the residual and the shortcut. */
+  readonly resample?: (x: Tensor) => Tensor;
+  /** A 1x1 convolution on the shortcut even where the channels agree. */
+  readonly forceShortcut?: boolean;
+}
+
+/** ResnetBlock2D: norm, act, conv, time embedding, norm, act, dropout, conv, plus the shortcut. x [N,H,W,C] → [N,H',W',out]. */
+export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOptions): Tensor {
+  return module(ctx, name, () => {
+    const [n] = x.shape;
+    let h = groupNorm(ctx, 'norm1', x, { groups: o.groups, eps: o.eps, act: o.act });
+    let shortcut = x;
+    if (o.resample) {
+      h = o.resample(h);
+      shortcut = o.resample(shortcut);
+    }
+    h = conv(ctx, 'conv1', h, o.out);
+    const scaleShift = o.timeScaleShift === 'scale_shift';
+    const temb = reshape(linear(ctx, 'time_emb_proj', o.temb, scaleShift ? 2 * o.out : o.out), [n!, 1, 1, -1]);
+    const norm2 = { groups: o.groupsOut ?? o.groups, eps: o.eps };
+    if (scaleShift) {
+      const [factor, offset] = split(temb, 3, [o.out, o.out]) as [Tensor, Tensor];
+      h = groupNorm(ctx, 'norm2', h, norm2);
+      h = activation(add(mul(h, shift(factor, 1)), offset), o.act);
+    } else {
+      h = groupNorm(ctx, 'norm2', add(h, temb), { ...norm2, act: o.act });
+    }
+    if (o.dropout > 0 && ctx.dropout) h = ctx.dropout(h, o.dropout);
+    h = conv(ctx, 'conv2', h, o.out);
+    if (o.forceShortcut || x.shape[3] !== o.out) shortcut = conv(ctx, 'conv_shortcut', shortcut, o.out, { kernel: 1 });
+    const y = add(h, shortcut);
+    return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);
+  });
+}
+
+export interface AttentionOptions {
+  readonly heads: number;
+  /** `undefined` where the module has no group norm (the mid block with scale_shift). */
+  readonly groups: number | undefined;
+  readonly eps: number;
+  readonly outputScale?: number;
+}
+
+/** Self-attention over pixels with its own norm and residual (diffusers' Attention with residual_connection). x [N,H,W,C]. */
+export function selfAttention(ctx: ModelContext, name: string, x: Tensor, o: AttentionOptions): Tensor {
+  return module(ctx, name, () => {
+    const [n, height, width, channels] = x.shape as [number, number, number, number];
+    let h = reshape(x, [n, height * width, channels]);
+    if (o.groups !== undefined) h = groupNorm(ctx, 'group_norm', h, { groups: o.groups, eps: o.eps });
+    const q = linear(ctx, 'to_q', h, channels);
+    const k = linear(ctx, 'to_k', h, channels);
+    const v = linear(ctx, 'to_v', h, channels);
+    h = linear(ctx, 'to_out.0', attention(q, k, v, { heads: o.heads }), channels);
+    const y = add(reshape(h, x.shape), x);
+    return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);
+  });
+}
+
+/** Downsample2D with convolution: stride 2; `padding` 0 pads right and bottom by one, as TensorFlow's "same" does. */
+export function downsampleConv(ctx: ModelContext, name: string, x: Tensor, padding: number): Tensor {
+  return module(ctx, name, () => conv(ctx, 'conv', x, x.shape[3]!, { stride: 2, padding: padding === 0 ? [0, 1, 0, 1] : padding }));
+}
+
+export const downsampleAverage = (x: Tensor): Tensor => avgPool2d(x, { kernel: 2, stride: 2 });
+
+/** Upsample2D with convolution, to twice the size or to that of the skip connection where it is odd. */
+export function upsampleConv(ctx: ModelContext, name: string, x: Tensor, size: readonly [number, number]): Tensor {
+  return module(ctx, name, () => conv(ctx, 'conv', upsampleNearest(x, size), x.shape[3]!));
+}

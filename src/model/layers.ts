@@ -1,0 +1,96 @@
+/**
+ * Layers that checkpoints name: each reads its weights at the current path and reports its output there.
+ * Images are [N,H,W,C] and token sequences [N,T,C] inside the engine; NCHW exists only at a model's borders.
+ */
+import { BruitError } from '../engine/errors';
+import type { Graph, Tensor } from '../engine/graph';
+import { conv2d } from '../engine/ops/conv2d';
+import { embedding } from '../engine/ops/embedding';
+import { groupNorm as groupNormOp } from '../engine/ops/group_norm';
+import { matmul } from '../engine/ops/matmul';
+import { add, pointwise, silu, type PointwiseName } from '../engine/ops/pointwise';
+import type { Parameters } from './parameters';
+
+/** What building a model needs besides its config. */
+export interface ModelContext {
+  readonly graph: Graph;
+  readonly parameters: Parameters;
+  /** Called with the output of every module under its checkpoint path (images NHWC): recorded activations, debugging. */
+  readonly tap?: (path: string, value: Tensor) => void;
+  /** True if `tap` wants the value at this path: keeps values apart that would be fused away. */
+  readonly wantsTap?: (path: string) => boolean;
+  /** Training-time dropout; absent in inference. */
+  readonly dropout?: (x: Tensor, p: number) => Tensor;
+  /** Recompute blocks in the backward pass instead of keeping their values. */
+  readonly gradientCheckpointing?: boolean;
+}
+
+/** Runs `build` under the path component `name` and reports its result there. */
+export function module<T extends Tensor>(ctx: ModelContext, name: string, build: () => T): T {
+  return ctx.graph.scope(name, () => {
+    const y = build();
+    ctx.tap?.(ctx.graph.path, y);
+    return y;
+  });
+}
+
+const weight = (ctx: ModelContext, name: string): string => (ctx.graph.path ? `${ctx.graph.path}.${name}` : name);
+
+/** torch.nn.Conv2d with bias, on [N,H,W,C]. `padding` is symmetric or [top, bottom, left, right]. */
+export function conv(ctx: ModelContext, name: string, x: Tensor, out: number, options: { kernel?: number; stride?: number; padding?: number | [number, number, number, number] } = {}): Tensor {
+  const { kernel = 3, stride = 1, padding = kernel === 3 ? 1 : 0 } = options;
+  return module(ctx, name, () => {
+    const channels = x.shape[3]!;
+    const init = { kind: 'fan_in', fanIn: channels * kernel * kernel } as const;
+    const w = ctx.parameters.get(weight(ctx, 'weight'), [out, channels, kernel, kernel], 'conv', init);
+    const b = ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init);
+    return add(conv2d(x, w, { stride, padding }), b);
+  });
+}
+
+/** torch.nn.Linear on the last axis. */
+export function linear(ctx: ModelContext, name: string, x: Tensor, out: number): Tensor {
+  return module(ctx, name, () => {
+    const channels = x.shape[x.shape.length - 1]!;
+    const init = { kind: 'fan_in', fanIn: channels } as const;
+    const w = ctx.parameters.get(weight(ctx, 'weight'), [out, channels], 'linear', init);
+    const b = ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init);
+    return add(matmul(x, w), b);
+  });
+}
+
+/** torch.nn.Embedding. `ids` i32 [N] → [N, width]. */
+export function embed(ctx: ModelContext, name: string, ids: Tensor, rows: number, width: number): Tensor {
+  return module(ctx, name, () => embedding(ctx.parameters.get(weight(ctx, 'weight'), [rows, width], 'plain', { kind: 'normal', std: 1 }), ids));
+}
+
+/** torch.nn.GroupNorm, with the activation after it where there is one. The reported output is before the activation, as in PyTorch. */
+export function groupNorm(ctx: ModelContext, name: string, x: Tensor, options: { groups: number; eps: number; act?: PointwiseName }): Tensor {
+  const { groups, eps, act } = options;
+  const channels = x.shape[x.shape.length - 1]!;
+  return ctx.graph.scope(name, () => {
+    if (channels % groups !== 0) throw new BruitError('config', `group norm ${ctx.graph.path}: ${channels} channels do not divide into norm_num_groups = ${groups}`);
+    const gamma = ctx.parameters.get(weight(ctx, 'weight'), [channels], 'plain', { kind: 'constant', value: 1 });
+    const beta = ctx.parameters.get(weight(ctx, 'bias'), [channels], 'plain', { kind: 'constant', value: 0 });
+    const fused = act === 'silu' && !ctx.wantsTap?.(ctx.graph.path);
+    const y = groupNormOp(x, gamma, beta, { groups, eps, silu: fused });
+    if (fused) return y;
+    ctx.tap?.(ctx.graph.path, y);
+    return act ? activation(y, act) : y;
+  });
+}
+
+export const activation = (x: Tensor, name: PointwiseName): Tensor => (name === 'silu' ? silu(x) : pointwise(name, [x]));
+
+/** Activation by the name that configs give it. */
+export function activationName(name: string): PointwiseName {
+  const names: Record<string, PointwiseName> = { silu: 'silu', swish: 'silu', mish: 'mish', gelu: 'gelu', relu: 'relu', quick_gelu: 'quick_gelu', gelu_new: 'gelu_tanh' };
+  const found = names[name];
+  if (!found) throw new BruitError('config', `act_fn "${name}" is unknown; known are ${Object.keys(names).join(', ')}`);
+  return found;
+}
+
+/** diffusers' TimestepEmbedding: linear, SiLU, linear. */
+export function timestepMlp(ctx: ModelContext, name: string, x: Tensor, width: number): Tensor {
+  return module(ctx, name, () => linear(ctx, 'linear_2', silu(linear(ctx, 'linear_1', x, width)), width));
+}
