@@ -1,5 +1,4 @@
 import { defineConfig } from 'vitest/config';
-// @ts-expect-error -- plain JavaScript, shared with the scripts
 import { wgsl } from './scripts/wgsl_plugin.mjs';
 
 export default defineConfig({

@@ -80,6 +80,11 @@ export async function load(name) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const built = await build(process.argv.length > 2 ? process.argv.slice(2) : undefined);
-  for (const path of built) console.log(`${relative(root, path)}  ${(statSync(path).size / 1024).toFixed(1)} kB`);
+  try {
+    const built = await build(process.argv.length > 2 ? process.argv.slice(2) : undefined);
+    for (const path of built) console.log(`${relative(root, path)}  ${(statSync(path).size / 1024).toFixed(1)} kB`);
+  } catch (error) {
+    if (!error.errors) console.error(error.message); // esbuild has printed its own
+    process.exitCode = 1;
+  }
 }

@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import { bundle, root } from '../../scripts/build.mjs';
 import { launchChrome, serve } from '../../scripts/chrome.mjs';
 
-/** Runs the suite; calls `onResult({ name, ok, error?, milliseconds })` as results arrive and resolves with the counts. */
+/** Runs the suite; calls `onResult({ name, ok, error?, milliseconds })` as results arrive and resolves with the counts, or `{ skipped: reason }`. */
 export async function runInChrome(onResult = () => {}, filter = '') {
   const directory = join(root, 'node_modules', '.cache', 'bruit', 'browser');
   await mkdir(directory, { recursive: true });
@@ -19,7 +19,12 @@ export async function runInChrome(onResult = () => {}, filter = '') {
   const server = await serve({ '/': directory, '/goldens/': join(root, 'tests', 'goldens') });
   let browser;
   try {
-    browser = await launchChrome();
+    try {
+      browser = await launchChrome();
+    } catch (error) {
+      if (error.name === 'BruitError') return { skipped: error.message }; // no Chrome for this platform in the package
+      throw error;
+    }
     const page = await browser.newPage();
     // Whatever breaks the page itself must fail the run, or a suite that never started would pass.
     const broken = new Promise((_, reject) => {
@@ -46,6 +51,6 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const counts = await runInChrome(({ name, ok, error, milliseconds }) => {
     console.log(`${ok ? 'ok  ' : 'FAIL'} ${name} (${milliseconds.toFixed(0)} ms)${error ? `\n${error}` : ''}`);
   }, process.argv[2]);
-  console.log(`${counts.passed} passed, ${counts.failed} failed`);
+  console.log(counts.skipped ? `skipped: ${counts.skipped}` : `${counts.passed} passed, ${counts.failed} failed`);
   process.exitCode = counts.failed ? 1 : 0;
 }

@@ -162,7 +162,16 @@ const rows = {
     flops: 0,
     wgsl: ([x]) => x!,
     reference: ([x]) => x!,
-    derivative: (_, dy) => [dy],
+    derivative: ([x], dy) => [cast(dy, x!.dtype)],
+  },
+  detach: {
+    name: 'detach',
+    doc: 'x, through which no gradient flows',
+    arity: 1,
+    flops: 0,
+    wgsl: ([x]) => x!,
+    reference: ([x]) => x!,
+    derivative: () => [undefined],
   },
   where: {
     name: 'where',
@@ -232,7 +241,8 @@ function makeOp(name: string, doc: string, row: Row | undefined): OpDef<Pointwis
     },
     lower: lowerPointwise,
     flops: (_, [out], { program }) => numel(out!.shape) * program.steps.reduce((n, s) => n + s.row.flops, 0),
-    ...(name === 'where' && { integerInputs: [0] }),
+    // Operands without a gradient.
+    ...((name === 'where' || name === 'detach') && { integerInputs: [0] }),
     grad: row && 'notDifferentiable' in row.derivative ? row.derivative : pointwiseGrad(row),
   });
 }
@@ -296,6 +306,8 @@ export const clamp = (x: Tensor, low: number, high: number): Tensor => apply('cl
 const minimumScalar = (x: Tensor, c: number): Tensor => clamp(x, -3.0e38, c);
 /** Stored as `dtype`; numbers become integers by dropping their fraction. */
 export const cast = (x: Tensor, dtype: DType): Tensor => (x.dtype === dtype ? x : apply('cast', [x], [], dtype));
+/** x, through which no gradient flows. */
+export const detach = (x: Tensor): Tensor => apply('detach', [x]);
 /** `a` where `condition` ≠ 0, else `b`. */
 export const where = (condition: Tensor, a: Tensor, b: Tensor): Tensor => apply('where', [condition, a, b]);
 export const less = (a: Tensor, b: Tensor): Tensor => apply('less', [a, b]);

@@ -1,0 +1,78 @@
+// The operands of matmul.wgsl and matmul_tiled.wgsl, their place in memory, and 4x4 blocks of them from storage.
+struct Params {
+  m: u32,
+  n: u32,
+  k: u32,
+  tiles_m: u32,
+  tiles_n: u32,
+  batch: u32,
+  slices: u32, // batch times the number of parts that k is split into
+  slice_k: u32, // length of a part
+  a_stride: u32, // elements from one batch to the next; 0 if shared
+  b_stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> a: array<A>;
+@group(0) @binding(2) var<storage, read> b: array<B>;
+@group(0) @binding(3) var<storage, read_write> y: array<Y>;
+
+// Elements before this invocation's matrices.
+var<private> a_base: u32;
+var<private> b_base: u32;
+var<private> y_base: u32;
+
+// epilogue
+fn epilogue(v: V, i: u32) -> V {
+  return v;
+}
+// end epilogue
+
+// Four neighbours in memory. f32 and vec4 elements go through vec4<f32>(…) alike: the branch not taken must still compile.
+fn read_a(i: u32) -> vec4<f32> {
+  if (A_WIDE) {
+    return vec4<f32>(a[i / 4u]);
+  }
+  return vec4<f32>(vec4<f32>(a[i]).x, vec4<f32>(a[i + 1u]).x, vec4<f32>(a[i + 2u]).x, vec4<f32>(a[i + 3u]).x);
+}
+
+fn read_b(i: u32) -> vec4<f32> {
+  if (B_WIDE) {
+    return vec4<f32>(b[i / 4u]);
+  }
+  return vec4<f32>(vec4<f32>(b[i]).x, vec4<f32>(b[i + 1u]).x, vec4<f32>(b[i + 2u]).x, vec4<f32>(b[i + 3u]).x);
+}
+
+// Rows and columns outside C are read from wherever they fall, clamped by WebGPU, and never stored; only k must be cut exactly.
+// Column j becomes 0 if k + j lies outside.
+fn cut_columns(x: mat4x4<f32>, k: u32) -> mat4x4<f32> {
+  if (!K_EDGE) {
+    return x;
+  }
+  let zero = vec4<f32>();
+  return mat4x4<f32>(x[0], select(zero, x[1], k + 1u < params.k), select(zero, x[2], k + 2u < params.k), select(zero, x[3], k + 3u < params.k));
+}
+
+// Column j is A[m + j][k..k+4].
+fn read_block_a(m: u32, k: u32) -> mat4x4<f32> {
+  if (TRANSPOSE_A) {
+    let i = a_base + k * params.m + m;
+    return transpose(cut_columns(mat4x4<f32>(read_a(i), read_a(i + params.m), read_a(i + 2u * params.m), read_a(i + 3u * params.m)), k));
+  }
+  let i = a_base + m * params.k + k;
+  let x = mat4x4<f32>(read_a(i), read_a(i + params.k), read_a(i + 2u * params.k), read_a(i + 3u * params.k));
+  if (!K_EDGE) {
+    return x;
+  }
+  return transpose(cut_columns(transpose(x), k));
+}
+
+// Column j is B[k + j][n..n+4].
+fn read_block_b(k: u32, n: u32) -> mat4x4<f32> {
+  if (TRANSPOSE_B) {
+    let i = b_base + n * params.k + k;
+    return cut_columns(transpose(mat4x4<f32>(read_b(i), read_b(i + params.k), read_b(i + 2u * params.k), read_b(i + 3u * params.k))), k);
+  }
+  let i = b_base + k * params.n + n;
+  return cut_columns(mat4x4<f32>(read_b(i), read_b(i + params.n), read_b(i + 2u * params.n), read_b(i + 3u * params.n)), k);
+}

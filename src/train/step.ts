@@ -1,0 +1,326 @@
+/**
+ * The training step as recorded GPU programs: draw time steps and noise, noise the images, run the model, loss, gradients, clipping,
+ * optimizer, EMA. The host writes a batch and submits; nothing is read back until metrics are asked for.
+ *
+ * With gradient accumulation there are two programs: `accumulate`, run once per micro-batch, and `update`.
+ */
+import type { Engine } from '../engine/device';
+import { gradients } from '../engine/autodiff';
+import { BruitError } from '../engine/errors';
+import { Graph, type Tensor } from '../engine/graph';
+import { accumulateInto, fillWith, increment } from '../engine/ops/state';
+import { controlSize, controlSlots, optimizerStep, type OptimizerAttrs, type SlabState } from '../engine/ops/optimizer';
+import { add, cast, less, mul, where } from '../engine/ops/pointwise';
+import { dropout as dropoutOp, randomInt, randomNormal, randomUniform } from '../engine/ops/random';
+import { slice } from '../engine/ops/copy';
+import { sumSquares } from '../engine/ops/sum';
+import { compile, type BufferView, type Program } from '../engine/program';
+import { RngStream, seedKey } from '../engine/rng';
+import { Parameters, WeightStore, type ParameterSpec } from '../model/parameters';
+import type { ModelContext } from '../model/layers';
+import { DiffusionProcess } from '../sampler/diffusion_process';
+import { addNoise, diffusionLoss, StepCoefficients, type LossConfig } from './loss';
+
+/** How the trained model is built: predicts from noisy images [N,C,H,W], f32 time steps [N] and labels i32 [N]. */
+export type BuildModel = (ctx: ModelContext, xt: Tensor, timestep: Tensor, labels: Tensor | undefined) => Tensor;
+
+export interface OptimizerConfig {
+  readonly kind: 'adamw' | 'sgd';
+  /** β1 of AdamW, momentum of SGD. */
+  readonly beta1: number;
+  readonly beta2: number;
+  readonly eps: number;
+  readonly weightDecay: number;
+  /** Largest global gradient norm; 0 or absent: no clipping. */
+  readonly maxGradNorm?: number;
+}
+
+export interface TrainingStepConfig {
+  /** [N,C,H,W] of one micro-batch. */
+  readonly batch: readonly [number, number, number, number];
+  readonly buildModel: BuildModel;
+  readonly process: DiffusionProcess;
+  readonly loss: LossConfig;
+  readonly optimizer: OptimizerConfig;
+  /** Learning rate of every update, in order. */
+  readonly learningRates: ArrayLike<number>;
+  /** Largest EMA decay; diffusers' rule min(decay, (1+n)/(10+n)), 0 at the first update. */
+  readonly emaDecay: number;
+  readonly seed: number;
+  /** Labels i32 [N] are an input. */
+  readonly labelled: boolean;
+  /** Classifier-free guidance (Ho & Salimans 2022): with this probability a label is replaced by `nullLabel`. */
+  readonly conditionDropout?: { readonly probability: number; readonly nullLabel: number };
+  /** Micro-batches per update. */
+  readonly accumulation?: number;
+  /** f16 activations with f32 weights, statistics and accumulation, and a dynamic loss scale. Needs shader-f16. */
+  readonly mixedPrecision?: boolean;
+  readonly gradientCheckpointing?: boolean;
+  /** Time steps (`t`, i32 [N]) and noise (`noise`) come from the host instead of the GPU's generator. */
+  readonly recordedDraws?: boolean;
+}
+
+/** Rows of metrics kept on the GPU between two read-backs. */
+export const METRIC_ROWS = 1024;
+
+export interface StepMetrics {
+  /** Number of the optimizer step, from 0. */
+  readonly step: number;
+  readonly loss: number;
+  /** Before clipping. */
+  readonly gradNorm: number;
+  readonly learningRate: number;
+  /** The gradients were not finite, so no weight moved. */
+  readonly skipped: boolean;
+}
+
+interface Leaves {
+  images: Tensor;
+  labels: Tensor | undefined;
+  t: Tensor | undefined;
+  noise: Tensor | undefined;
+}
+
+/** EMA decay of update n (diffusers.training_utils.EMAModel). */
+export const emaDecayAt = (n: number, limit: number): number => (n <= 0 ? 0 : Math.min(limit, (1 + n) / (10 + n)));
+
+export class TrainingStep {
+  private constructor(
+    readonly engine: Engine,
+    readonly config: TrainingStepConfig,
+    /** Trained weights, and everything that has one value per weight. */
+    readonly weights: WeightStore,
+    readonly ema: WeightStore,
+    readonly gradients: WeightStore,
+    readonly moment1: WeightStore,
+    readonly moment2: WeightStore,
+    /** Weights of the checkpoint that are not trained. */
+    readonly frozen: WeightStore,
+    private readonly leaves: Leaves,
+    private readonly state: { counters: Tensor; control: Tensor; metrics: Tensor; microStep: Tensor },
+    private readonly programs: { step: Program; update: Program | undefined },
+    /** Values kept for verification: the prediction, x_t and losses of the last step. */
+    readonly values: { readonly xt: Tensor; readonly prediction: Tensor; readonly perSample: Tensor; readonly loss: Tensor; readonly squareNorm: Tensor },
+  ) {}
+
+  static async create(engine: Engine, config: TrainingStepConfig): Promise<TrainingStep> {
+    const { accumulation = 1, mixedPrecision = false } = config;
+    if (mixedPrecision && !engine.profile.f16) throw new BruitError('device', `mixed precision needs the device feature shader-f16, which this one (${engine.profile.name}) lacks`);
+    const graph = new Graph();
+    const parameters = new Parameters(graph);
+    const [n] = config.batch;
+    const leaves: Leaves = {
+      images: graph.input('images', config.batch),
+      labels: config.labelled ? graph.input('labels', [n], 'i32') : undefined,
+      t: config.recordedDraws ? graph.input('t', [n], 'i32') : undefined,
+      noise: config.recordedDraws ? graph.input('noise', config.batch) : undefined,
+    };
+    const microStep = graph.state('micro_step', [1], 'u32');
+    const control = graph.state('control', [controlSize], 'f32', initialControl(mixedPrecision));
+    const forward = buildForward(graph, parameters, config, leaves, microStep);
+
+    // Loss scaling keeps small f16 gradients from vanishing; without f16 the scale is 1 and the product would only cost a dispatch.
+    const seedLoss = mixedPrecision ? mul(forward.loss, slice(control, 0, controlSlots.lossScale, 1)) : forward.loss;
+    const trained = [...parameters.specs.values()].filter((s) => s.trainable);
+    const grads = gradients(seedLoss, trained.map((s) => parameters.tensors.get(s.name)!));
+
+    const make = (label: string, specs: ParameterSpec[] = trained) => new WeightStore(engine, specs, label);
+    const stores = { weights: make('weights'), ema: make('ema'), gradients: make('gradients'), moment1: make('moment1'), moment2: make('moment2') };
+    const frozen = make('frozen', [...parameters.specs.values()].filter((s) => !s.trainable));
+    const microGradients = accumulation > 1 ? make('micro_gradients') : undefined;
+
+    const bindings = new Map<Tensor, BufferView>();
+    for (const spec of parameters.specs.values()) bindings.set(parameters.tensors.get(spec.name)!, (spec.trainable ? stores.weights : frozen).view(spec.name));
+    trained.forEach((s, i) => bindings.set(grads[i]!, (microGradients ?? stores.gradients).view(s.name)));
+
+    const slabLeaf = (g: Graph, into: Map<Tensor, BufferView>, store: WeightStore, i: number): Tensor => {
+      const t = g.state(`${store.label}.${i}`, [store.slabs[i]!.bytes / 4]);
+      into.set(t, { buffer: store.slabs[i]!.buffer, offset: 0 });
+      return t;
+    };
+    const optimizer: OptimizerAttrs = {
+      kind: config.optimizer.kind,
+      beta1: config.optimizer.beta1,
+      beta2: config.optimizer.beta2,
+      eps: config.optimizer.eps,
+      weightDecay: config.optimizer.weightDecay,
+      maxNorm: config.optimizer.maxGradNorm ?? 0,
+      growthInterval: mixedPrecision ? 2000 : 0,
+      gradientScale: 1 / accumulation,
+    };
+    const counters = graph.state('counters', [4], 'u32');
+    const metrics = graph.state('metrics', [METRIC_ROWS, 4]);
+    const appendUpdate = (g: Graph, into: Map<Tensor, BufferView>, shared: { counters: Tensor; control: Tensor; metrics: Tensor; loss: Tensor }): Tensor => {
+      const slabs = stores.weights.slabs.map((_, i): SlabState => ({
+        weight: slabLeaf(g, into, stores.weights, i),
+        gradient: slabLeaf(g, into, stores.gradients, i),
+        moment1: slabLeaf(g, into, stores.moment1, i),
+        moment2: slabLeaf(g, into, stores.moment2, i),
+        ema: slabLeaf(g, into, stores.ema, i),
+      }));
+      const squareNorm = slabs.map((s) => sumSquares(s.gradient)).reduce(add);
+      const table = g.constant('optimizer_table', [config.learningRates.length, 4], optimizerTable(config));
+      optimizerStep({ table, ...shared }, slabs, shared.loss, squareNorm, optimizer);
+      return squareNorm;
+    };
+
+    try {
+      let squareNorm: Tensor;
+      let update: Program | undefined;
+      const outputs = [forward.xt, forward.prediction, forward.perSample, forward.loss];
+      if (!microGradients) {
+        squareNorm = appendUpdate(graph, bindings, { counters, control, metrics, loss: forward.loss });
+        increment(microStep, 1);
+        const step = await compile(engine, graph, { outputs: [...outputs, squareNorm, counters, control, metrics, microStep], bindings, label: 'training step' });
+        return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters, control, metrics, microStep }, { step, update }, { ...forward, squareNorm });
+      }
+      // Micro-batches add to the gradient slabs; their losses add to one number.
+      const lossSum = graph.state('loss_sum', [1]);
+      microGradients.slabs.forEach((_, i) => accumulateInto(slabLeaf(graph, bindings, stores.gradients, i), slabLeaf(graph, bindings, microGradients, i), 1));
+      accumulateInto(lossSum, forward.loss, 1 / accumulation);
+      increment(microStep, 1);
+      const step = await compile(engine, graph, { outputs: [...outputs, control, microStep, lossSum], bindings, label: 'training micro-step' });
+
+      const updateGraph = new Graph();
+      const own = new Map<Tensor, BufferView>();
+      const shared = { counters: updateGraph.state('counters', [4], 'u32'), control: updateGraph.state('control', [controlSize]), metrics: updateGraph.state('metrics', [METRIC_ROWS, 4]), loss: updateGraph.state('loss_sum', [1]) };
+      own.set(shared.control, step.view(control));
+      own.set(shared.loss, step.view(lossSum));
+      squareNorm = appendUpdate(updateGraph, own, shared);
+      stores.gradients.slabs.forEach((_, i) => fillWith(slabLeaf(updateGraph, own, stores.gradients, i), 0));
+      fillWith(shared.loss, 0);
+      update = await compile(engine, updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
+      return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters: shared.counters, control, metrics: shared.metrics, microStep }, { step, update }, { ...forward, squareNorm });
+    } catch (e) {
+      for (const s of [...Object.values(stores), frozen, ...(microGradients ? [microGradients] : [])]) s.destroy();
+      throw e;
+    }
+  }
+
+  /** Writes one micro-batch: images [N,C,H,W] in [-1,1], labels [N]; with recorded draws also time steps and noise. */
+  write(batch: { images: Float32Array; labels?: Int32Array; t?: Int32Array; noise?: Float32Array }): void {
+    const { step } = this.programs;
+    step.write(this.leaves.images, batch.images);
+    if (this.leaves.labels) {
+      if (!batch.labels) throw new BruitError('input', 'this training step wants labels with every batch');
+      step.write(this.leaves.labels, batch.labels);
+    }
+    if (this.leaves.t && this.leaves.noise) {
+      if (!batch.t || !batch.noise) throw new BruitError('input', 'this training step replays recorded draws: give `t` and `noise` with every batch');
+      step.write(this.leaves.t, batch.t);
+      step.write(this.leaves.noise, batch.noise);
+    }
+  }
+
+  /** Submits forward and backward of the written micro-batch, and the update with it unless gradients are accumulated. */
+  run(): void {
+    this.programs.step.run();
+  }
+
+  /** Submits the optimizer update after the last micro-batch. Only with gradient accumulation. */
+  update(): void {
+    this.programs.update?.run();
+  }
+
+  done(): Promise<void> {
+    return this.programs.step.done();
+  }
+
+  /** Metrics of the optimizer steps from `from` on (at most the last {@link METRIC_ROWS}); one read-back. */
+  async metrics(from: number): Promise<StepMetrics[]> {
+    const program = this.programs.update ?? this.programs.step;
+    const [steps] = new Uint32Array(await program.readRaw(this.state.counters)) as unknown as [number];
+    const rows = await program.read(this.state.metrics);
+    const out: StepMetrics[] = [];
+    for (let step = Math.max(from, steps - METRIC_ROWS); step < steps; step++) {
+      const at = (step % METRIC_ROWS) * 4;
+      out.push({ step, loss: rows[at]!, gradNorm: rows[at + 1]!, learningRate: rows[at + 2]!, skipped: rows[at + 3] === 0 });
+    }
+    return out;
+  }
+
+  /** One of the last step's {@link values}. */
+  read(t: Tensor): Promise<Float32Array> {
+    return (t === this.values.squareNorm && this.programs.update ? this.programs.update : this.programs.step).read(t);
+  }
+
+  /** Counters and loss scale, beside the stores all that a resumed run needs. */
+  async readState(): Promise<{ counters: Uint32Array; control: Float32Array; microStep: Uint32Array }> {
+    const update = this.programs.update ?? this.programs.step;
+    return {
+      counters: new Uint32Array(await update.readRaw(this.state.counters)),
+      control: await this.programs.step.read(this.state.control),
+      microStep: new Uint32Array(await this.programs.step.readRaw(this.state.microStep)),
+    };
+  }
+
+  writeState(state: { counters: Uint32Array; control: Float32Array; microStep: Uint32Array }): void {
+    (this.programs.update ?? this.programs.step).write(this.state.counters, state.counters);
+    this.programs.step.write(this.state.control, state.control);
+    this.programs.step.write(this.state.microStep, state.microStep);
+  }
+
+  /** Activation memory planned against naive, for reports. */
+  get plan() {
+    return this.programs.step.plan;
+  }
+
+  get program(): Program {
+    return this.programs.step;
+  }
+
+  destroy(): void {
+    this.programs.step.destroy();
+    this.programs.update?.destroy();
+    for (const s of [this.weights, this.ema, this.gradients, this.moment1, this.moment2, this.frozen]) s.destroy();
+  }
+}
+
+function initialControl(mixedPrecision: boolean): Float32Array {
+  const control = new Float32Array(controlSize);
+  control[controlSlots.lossScale] = mixedPrecision ? 65536 : 1;
+  return control;
+}
+
+/** Rows of the optimizer's table, in f64: the powers of β lose their digits in f32. */
+function optimizerTable({ learningRates, optimizer, emaDecay }: TrainingStepConfig): Float32Array {
+  const rows = new Float32Array(learningRates.length * 4);
+  for (let n = 0; n < learningRates.length; n++) {
+    rows.set([learningRates[n]!, 1 / (1 - optimizer.beta1 ** (n + 1)), 1 / Math.sqrt(1 - optimizer.beta2 ** (n + 1)), emaDecayAt(n, emaDecay)], n * 4);
+  }
+  return rows;
+}
+
+function buildForward(graph: Graph, parameters: Parameters, config: TrainingStepConfig, leaves: Leaves, microStep: Tensor) {
+  const [n] = config.batch;
+  const draw = {
+    graph,
+    seed: graph.constant('seed', [2], Uint32Array.from(seedKey(config.seed))),
+    samples: graph.constant('samples', [n], Uint32Array.from({ length: n }, (_, i) => i)),
+    step: microStep,
+  };
+  const t = leaves.t ?? randomInt({ ...draw, shape: [n], max: config.process.numTrainTimesteps, stream: RngStream.timestep });
+  const noise = leaves.noise ?? randomNormal({ ...draw, shape: config.batch, stream: RngStream.noise });
+  const coefficients = new StepCoefficients(config.process, config.loss, t);
+  const xt = addNoise(coefficients, leaves.images, noise);
+
+  let { labels } = leaves;
+  const { conditionDropout } = config;
+  if (labels && conditionDropout && conditionDropout.probability > 0) {
+    const u = randomUniform({ ...draw, shape: [n], stream: RngStream.condition });
+    const drop = less(u, graph.constant('condition_dropout', [1], Float32Array.of(conditionDropout.probability)));
+    labels = cast(where(drop, graph.constant('null_label', [1], Float32Array.of(conditionDropout.nullLabel)), cast(labels, 'f32')), 'i32');
+  }
+
+  let dropouts = 0;
+  const ctx: ModelContext = {
+    graph,
+    parameters,
+    ...(config.mixedPrecision && { computeType: 'f16' as const }),
+    gradientCheckpointing: config.gradientCheckpointing ?? false,
+    // Each layer has a stream of its own.
+    dropout: (x, p) => dropoutOp(x, p, { ...draw, stream: RngStream.dropout + 256 * ++dropouts }),
+  };
+  const prediction = config.buildModel(ctx, xt, cast(t, 'f32'), labels);
+  return { xt, prediction, ...diffusionLoss(coefficients, config.loss, { x0: leaves.images, noise, xt, output: prediction }) };
+}
