@@ -32,6 +32,7 @@ try {
   const kind = parseAdapterKind(adapterArgument(args) ?? process.env.BRUIT_ADAPTER ?? 'auto');
   process.exitCode = await reexecWithAdapter(kind, await built('cli'), args);
 } catch (error) {
-  console.error(error?.name === 'BruitError' ? `bruit: ${error.message}` : error);
+  // A failed build (error.errors) has been printed by esbuild.
+  if (!error?.errors) console.error(error?.name === 'BruitError' ? `bruit: ${error.message}` : error);
   process.exitCode = 2;
 }

@@ -12,6 +12,7 @@ const SILU = false;
 // end prologue
 // include lib/lanes_1.wgsl
 // include lib/pointwise.wgsl
+// include lib/workgroup.wgsl
 
 struct Params {
   batch: u32,
@@ -104,28 +105,13 @@ fn merge(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: v
   rstd[i] = inverseSqrt(m2 / elements + params.eps);
 }
 
-var<workgroup> lane_totals: array<f32, 64>;
-
-// Sum over the workgroup, in a fixed order.
-fn workgroup_sum(v: f32, lane: u32) -> f32 {
-  lane_totals[lane] = v;
-  for (var half = 32u; half > 0u; half /= 2u) {
-    workgroupBarrier();
-    if (lane < half) {
-      lane_totals[lane] += lane_totals[lane + half];
-    }
-  }
-  workgroupBarrier();
-  let total = lane_totals[0];
-  workgroupBarrier();
-  return total;
-}
-
 // merge with a workgroup per (image, group): few groups of many bands would leave a GPU idle.
 @compute @workgroup_size(64)
 fn merge_tiled(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  // Workgroups past the last repeat it: barriers forbid an early return that differs between invocations.
-  let i = min(flat_workgroup(id, count), params.batch * params.groups - 1u);
+  let i = flat_workgroup(id, count);
+  if (i >= params.batch * params.groups) {
+    return;
+  }
   let size = params.channels / params.groups;
   let base = (i / params.groups) * params.bands * params.channels + (i % params.groups) * size;
   let elements = f32(params.pixels * size);

@@ -4,7 +4,9 @@
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;
+alias A4 = vec4<f32>;
 alias B = vec4<f32>;
+alias B4 = vec4<f32>;
 alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4

@@ -28,19 +28,19 @@ fn epilogue(v: V, i: u32) -> V {
 }
 // end epilogue
 
-// Four neighbours in memory. f32 and vec4 elements go through vec4<f32>(…) alike: the branch not taken must still compile.
+// Four neighbours in memory. A4(…) takes a scalar or a vec4 of A's type alike: the branch not taken must still compile.
 fn read_a(i: u32) -> vec4<f32> {
   if (A_WIDE) {
-    return vec4<f32>(a[i / 4u]);
+    return vec4<f32>(A4(a[i / 4u]));
   }
-  return vec4<f32>(vec4<f32>(a[i]).x, vec4<f32>(a[i + 1u]).x, vec4<f32>(a[i + 2u]).x, vec4<f32>(a[i + 3u]).x);
+  return vec4<f32>(vec4<f32>(A4(a[i])).x, vec4<f32>(A4(a[i + 1u])).x, vec4<f32>(A4(a[i + 2u])).x, vec4<f32>(A4(a[i + 3u])).x);
 }
 
 fn read_b(i: u32) -> vec4<f32> {
   if (B_WIDE) {
-    return vec4<f32>(b[i / 4u]);
+    return vec4<f32>(B4(b[i / 4u]));
   }
-  return vec4<f32>(vec4<f32>(b[i]).x, vec4<f32>(b[i + 1u]).x, vec4<f32>(b[i + 2u]).x, vec4<f32>(b[i + 3u]).x);
+  return vec4<f32>(vec4<f32>(B4(b[i])).x, vec4<f32>(B4(b[i + 1u])).x, vec4<f32>(B4(b[i + 2u])).x, vec4<f32>(B4(b[i + 3u])).x);
 }
 
 // Rows and columns outside C are read from wherever they fall, clamped by WebGPU, and never stored; only k must be cut exactly.

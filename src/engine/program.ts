@@ -64,11 +64,15 @@ interface Lowered {
 export async function compile(engine: Engine, graph: Graph, options: CompileOptions): Promise<Program> {
   engine.assertAlive();
   const bindings = new Map(options.bindings);
-  // A value bound to the caller's memory must be written there by its own kernel: copy where it is only a view of another.
+  // A value bound to the caller's memory is written there by its own kernel. A view has none: bind what it is a view of, or copy
+  // where that already lives elsewhere.
   for (const [t, view] of [...bindings]) {
     if (!t.node?.op.view) continue;
     bindings.delete(t);
-    bindings.set(scale(t, 1), view);
+    let root = t;
+    while (root.node?.op.view) root = root.node.inputs[0]!;
+    const free = root.kind === 'value' && !bindings.has(root) && !options.outputs.includes(root);
+    bindings.set(free ? root : scale(t, 1), view);
   }
   const outputs = new Set<Tensor>([...options.outputs, ...[...bindings.keys()].filter((t) => t.kind === 'value')]);
   let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);

@@ -91,6 +91,23 @@ export function normals(seed: number, place: RngPlace, count: number): Float32Ar
   return out;
 }
 
+/** `count` integers from 0 to `limit` − 1 of one sample: word·limit·2^-32 rounded down (the bias is below limit * 2^-32). */
+export function integers(seed: number, place: RngPlace, count: number, limit: number): Uint32Array {
+  const out = new Uint32Array(count);
+  for (const [start, words] of blocks(seed, place, count)) out.set(words.map((w) => mulHi(w, limit)).slice(0, count - start), start);
+  return out;
+}
+
+/** Below this a random word drops an element, for a probability of `p`. */
+export const dropoutLimit = (p: number): number => Math.min(Math.round(p * 2 ** 32), 0xffffffff);
+
+/** 1 where dropout with probability `p` keeps an element of one sample, else 0. */
+export function dropoutMask(seed: number, place: RngPlace, count: number, p: number): Uint8Array {
+  const out = new Uint8Array(count);
+  for (const [start, words] of blocks(seed, place, count)) out.set(words.map((w) => (w < dropoutLimit(p) ? 0 : 1)).slice(0, count - start), start);
+  return out;
+}
+
 /** A random order of 0..length-1 (Fisher-Yates; the bias of the multiply-shift bound is below length * 2^-32). */
 export function permutation(length: number, seed: number, place: RngPlace): Uint32Array {
   const order = Uint32Array.from({ length }, (_, i) => i);

@@ -1,7 +1,8 @@
 import { createRequire } from 'node:module';
-import { chmod, mkdir, mkdtemp, rename, rm, stat } from 'node:fs/promises';
+import { chmod, lstat, mkdir, mkdtemp, rename, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join, sep } from 'node:path';
+import { BruitError } from '../engine/errors';
 
 const require = createRequire(import.meta.url);
 
@@ -34,13 +35,21 @@ function cacheRoots(): string[] {
   return [join(modules, '.cache', 'bruit'), join(tmpdir(), `bruit-${process.getuid?.() ?? 'user'}`)];
 }
 
+/** False for a directory in the shared temporary directory that another user made: libraries are loaded from here. */
+async function isTrusted(root: string): Promise<boolean> {
+  if (!root.startsWith(tmpdir()) || !process.getuid) return true;
+  const info = await lstat(root).catch(() => undefined);
+  return !info || (info.isDirectory() && (info.uid === process.getuid() || info.uid === 0));
+}
+
 /**
  * Path of the cached directory `name`, filled by `fill(directory)` if it is not there yet. It is filled under a
  * temporary name and renamed, so a directory that exists is complete even if processes race or are killed. `name`
  * should carry the version of what it holds.
  */
 export async function cachedDirectory(name: string, fill: (directory: string) => Promise<void>): Promise<string> {
-  const roots = cacheRoots();
+  const roots: string[] = [];
+  for (const root of cacheRoots()) if (await isTrusted(root)) roots.push(root);
   for (const root of roots) {
     if (await exists(join(root, name))) return join(root, name);
   }
@@ -49,9 +58,8 @@ export async function cachedDirectory(name: string, fill: (directory: string) =>
     try {
       await mkdir(root, { recursive: true, mode: 0o755 });
       temporary = await mkdtemp(join(root, `.${name}-`));
-    } catch (error) {
-      if (root === roots.at(-1)) throw error;
-      continue;
+    } catch {
+      continue; // read-only: the next root, or the error below
     }
     const target = join(root, name);
     try {
@@ -65,5 +73,5 @@ export async function cachedDirectory(name: string, fill: (directory: string) =>
     }
     return target;
   }
-  throw new Error('unreachable: the last cache root either returns or throws');
+  throw new BruitError('io', `no directory to cache ${name} in: ${cacheRoots().join(' and ')} are not writable or another user's`);
 }

@@ -22,8 +22,11 @@ async function unpack(name: string, directory: string, keep: (path: string) => b
   await pipeline(
     createReadStream(archive(name)),
     createBrotliDecompress(),
-    // Root would otherwise hand the files to the archive's user ids.
-    extract(directory, { chown: false, ignore: (path) => !keep(path) }),
+    extract(directory, {
+      ignore: (path) => !keep(path),
+      // Run by root, tar-fs would hand the files to the archive's user ids.
+      map: (header) => Object.assign(header, { uid: process.getuid?.(), gid: process.getgid?.() }),
+    }),
   );
 }
 

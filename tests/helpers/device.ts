@@ -21,8 +21,12 @@ async function requestDevice(options: TestDeviceOptions): Promise<GPUDevice> {
       if (typeof value === 'number') requiredLimits[name] = value;
     }
   }
-  const device = await adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
-  // An error that no scope catches would otherwise only be a line on stderr; a test that provokes one uses a scope.
+  return adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
+}
+
+async function requestSharedDevice(options: TestDeviceOptions): Promise<GPUDevice> {
+  const device = await requestDevice(options);
+  // An error that no scope catches would otherwise only be a line on stderr; vitest fails the run on this one.
   device.addEventListener('uncapturederror', (event) => {
     throw new Error(`uncaptured WebGPU error: ${event.error.message}`);
   });
@@ -36,11 +40,11 @@ async function requestDevice(options: TestDeviceOptions): Promise<GPUDevice> {
 export function testDevice(options: TestDeviceOptions = {}): Promise<GPUDevice> {
   const key = JSON.stringify([options.limits ?? 'adapter', options.features ?? null]);
   let device = devices.get(key);
-  if (!device) devices.set(key, (device = requestDevice(options)));
+  if (!device) devices.set(key, (device = requestSharedDevice(options)));
   return device;
 }
 
-/** A device of the caller's own, to lose or destroy. */
+/** A device of the caller's own, to lose, destroy or provoke. */
 export function freshDevice(options: TestDeviceOptions = {}): Promise<GPUDevice> {
   return requestDevice(options);
 }

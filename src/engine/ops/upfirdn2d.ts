@@ -1,7 +1,7 @@
 import shader from '../../../shaders/upfirdn2d.wgsl';
 import { check } from '../errors';
 import type { Tensor } from '../graph';
-import { defineOp, opTests } from '../op';
+import { defineOp, opTests, type OpDef } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import { numel, showShape, type Shape } from '../shape';
 
@@ -16,7 +16,7 @@ interface FirAttrs {
   readonly flip: boolean;
 }
 
-const upfirdn2dOp = defineOp<FirAttrs>({
+const upfirdn2dOp: OpDef<FirAttrs> = defineOp<FirAttrs>({
   name: 'upfirdn2d',
   doc: 'Depthwise FIR resampling of [N,H,W,C]: upsample by inserting zeros, pad, convolve with a [kh,kw] kernel, keep every down-th pixel (Karras et al. 2019, StyleGAN2). Its gradient is another one with up and down exchanged and the kernel turned.',
   infer([x, kernel], { up, down, size }) {

@@ -1,0 +1,229 @@
+import matmulShader from '../../../shaders/matmul.wgsl';
+import matmulTiledShader from '../../../shaders/matmul_tiled.wgsl';
+import { BruitError } from '../errors';
+import type { Tensor, TensorSpec } from '../graph';
+import { defineOp, opTests, type LowerContext } from '../op';
+import { vectorType } from '../pointwise_codegen';
+import { numel, sameShape, showShape, type Shape } from '../shape';
+import { reshape } from './reshape';
+import { splitSum } from './split_sum';
+
+export interface MatmulOptions {
+  /** `a` is stored [..., K, M]. */
+  readonly transposeA?: boolean;
+  /** `b` is stored [..., N, K]. */
+  readonly transposeB?: boolean;
+}
+
+interface MatmulAttrs {
+  readonly transposeA: boolean;
+  readonly transposeB: boolean;
+  /** Adds the products of all batches: the gradient of an operand that they share. */
+  readonly sumBatch: boolean;
+}
+
+interface Dimensions {
+  /** Batch dimensions of the operands. */
+  readonly lead: Shape;
+  readonly batch: number;
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+  /** Elements from one batch to the next, 0 for a shared operand. */
+  readonly aStride: number;
+  readonly bStride: number;
+}
+
+function dimensions([a, b]: readonly TensorSpec[], { transposeA, transposeB }: MatmulAttrs): Dimensions {
+  const shapes = `a ${showShape(a!.shape)}${transposeA ? ' (transposed)' : ''}, b ${showShape(b!.shape)}${transposeB ? ' (transposed)' : ''}`;
+  if (a!.shape.length < 2 || b!.shape.length < 2) throw new BruitError('shape', `operands need two dimensions or more: ${shapes}`);
+  const [aRows, aColumns] = a!.shape.slice(-2) as [number, number];
+  const [bRows, bColumns] = b!.shape.slice(-2) as [number, number];
+  const [m, k] = transposeA ? [aColumns, aRows] : [aRows, aColumns];
+  const [kOfB, n] = transposeB ? [bColumns, bRows] : [bRows, bColumns];
+  if (k !== kOfB) throw new BruitError('shape', `the inner dimensions ${k} and ${kOfB} differ: ${shapes}`);
+  const leadA = a!.shape.slice(0, -2);
+  const leadB = b!.shape.slice(0, -2);
+  if (leadA.length && leadB.length && !sameShape(leadA, leadB)) {
+    throw new BruitError('shape', `batch dimensions ${showShape(leadA)} and ${showShape(leadB)} differ; they must be equal, or one operand have none: ${shapes}`);
+  }
+  const lead = leadA.length ? leadA : leadB;
+  return { lead, batch: numel(lead), m, n, k, aStride: leadA.length ? m * k : 0, bStride: leadB.length ? k * n : 0 };
+}
+
+export const matmulOp = defineOp<MatmulAttrs>({
+  name: 'matmul',
+  doc: 'C[..., M, N] = A[..., M, K] · B[..., K, N], either operand stored transposed, batch dimensions equal or one operand shared by all batches. Sums in f32; long reductions are split over workgroups and added in a fixed order, so results repeat bit for bit.',
+  infer(inputs, attrs) {
+    const { lead, m, n } = dimensions(inputs, attrs);
+    return [{ shape: attrs.sumBatch ? [m, n] : [...lead, m, n], dtype: inputs[0]!.dtype }];
+  },
+  variants: ['direct', 'tiled'],
+  epilogueBuffers: 5,
+  lower: lowerMatmul,
+  flops(inputs, _, attrs) {
+    const { batch, m, n, k } = dimensions(inputs, attrs);
+    return 2 * batch * m * n * k;
+  },
+  grad({ inputs: [a, b], outputGrads, attrs, needs }) {
+    const dy = outputGrads[0]!;
+    return [needs[0] ? gradA(a!, b!, dy, attrs) : undefined, needs[1] ? gradB(a!, b!, dy, attrs) : undefined];
+  },
+});
+
+/** dL/da as `a` is stored: dY·Bᵀ, or B·dYᵀ where a is stored transposed. */
+function gradA(a: Tensor, b: Tensor, dy: Tensor, { transposeA, transposeB }: MatmulAttrs): Tensor {
+  const sumBatch = a.shape.length === 2 && b.shape.length > 2;
+  return transposeA ? apply(b, dy, transposeB, true, sumBatch) : apply(dy, b, false, !transposeB, sumBatch);
+}
+
+/** dL/db as `b` is stored: Aᵀ·dY, or dYᵀ·A where b is stored transposed. */
+function gradB(a: Tensor, b: Tensor, dy: Tensor, { transposeA, transposeB }: MatmulAttrs): Tensor {
+  const shared = b.shape.length === 2 && a.shape.length > 2;
+  if (shared && !transposeA && dy.shape.length > 2) {
+    // Rows of all batches are one long reduction.
+    const rows = reshape(a, [-1, a.shape[a.shape.length - 1]!]);
+    const dyRows = reshape(dy, [-1, dy.shape[dy.shape.length - 1]!]);
+    return transposeB ? apply(dyRows, rows, true, false) : apply(rows, dyRows, true, false);
+  }
+  return transposeB ? apply(dy, a, true, transposeA, shared) : apply(a, dy, !transposeA, false, shared);
+}
+
+/** Most terms that one f32 accumulator adds: rounding grows with their number. */
+const longestSum = 8192;
+
+interface Tile {
+  /** Rows and columns that one invocation (direct) or workgroup (tiled) computes. */
+  readonly size: number;
+  readonly include: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl' | 'lib/tile_16x16.wgsl';
+  /** k is split at multiples of this. */
+  readonly step: number;
+}
+
+const directTiles: readonly Tile[] = [
+  { size: 16, include: 'lib/tile_16x16.wgsl', step: 4 },
+  { size: 8, include: 'lib/tile_8x8.wgsl', step: 4 },
+  { size: 4, include: 'lib/tile_4x4.wgsl', step: 4 },
+];
+const workgroupTiles: readonly Tile[] = [
+  { size: 64, include: 'lib/tile_8x8.wgsl', step: 16 },
+  { size: 32, include: 'lib/tile_4x4.wgsl', step: 32 },
+];
+
+function lowerMatmul({ inputs, outputs: [y], attrs, profile, variant, temp, dispatch }: LowerContext<MatmulAttrs>): void {
+  const [a, b] = inputs as [Tensor, Tensor];
+  const { transposeA, transposeB, sumBatch } = attrs;
+  const { batch: batches, m: rows, n, k, aStride, bStride } = dimensions(inputs, attrs);
+  // One weight for all batches: their rows are one matrix.
+  const fold = bStride === 0 && !transposeA && !sumBatch;
+  const batch = fold ? 1 : batches;
+  const m = fold ? rows * batches : rows;
+
+  const tiled = variant ? variant === 'tiled' : profile.kind === 'gpu';
+  const count = (size: number) => Math.ceil(m / size) * Math.ceil(n / size) * batch;
+  // Enough of them to fill the adapter, before k is split: workgroups of 64, or lanes of a CPU's vectors.
+  const wanted = tiled ? 96 : 256;
+  const tiles = tiled ? workgroupTiles : directTiles;
+  const tile = tiles.find(({ size }) => count(size) >= wanted && m * 2 > size && n * 2 > size) ?? tiles[tiles.length - 1]!;
+  const splits = Math.max(Math.ceil(k / longestSum), Math.min(Math.ceil(wanted / count(tile.size)), Math.floor(k / 64), 64), 1);
+  const sliceK = Math.ceil(k / splits / tile.step) * tile.step;
+  const slices = batch * Math.ceil(k / sliceK);
+  const parts = sumBatch ? slices : slices / batch;
+  const target = parts === 1 ? y! : temp('partial sums', [parts, ...y!.shape]);
+
+  const aWide = (transposeA ? m : k) % 4 === 0;
+  const bWide = (transposeB ? k : n) % 4 === 0;
+  const width = n % 4 === 0 ? 4 : 1;
+  const invocations = Math.ceil(m / tile.size) * Math.ceil(n / tile.size) * slices;
+  dispatch({
+    shader: tiled ? { file: 'matmul_tiled.wgsl', text: matmulTiledShader } : { file: 'matmul.wgsl', text: matmulShader },
+    entry: 'forward',
+    prologue: {
+      A: vectorType(a.dtype, aWide ? 4 : 1),
+      A4: vectorType(a.dtype, 4),
+      B: vectorType(b.dtype, bWide ? 4 : 1),
+      B4: vectorType(b.dtype, 4),
+      Y: vectorType(target.dtype, width),
+      V: vectorType('f32', width),
+      A_WIDE: aWide,
+      B_WIDE: bWide,
+      K_EDGE: k % 4 !== 0,
+      TRANSPOSE_A: transposeA,
+      TRANSPOSE_B: transposeB,
+      ...(tiled && { STAGE_K: `${tile.step}u` }),
+    },
+    includes: { 'lib/tile_8x8.wgsl': tile.include, 'lib/store_block_4.wgsl': `lib/store_block_${width}.wgsl` },
+    bindings: { a, b, y: target },
+    params: { m, n, k, tiles_m: Math.ceil(m / tile.size), tiles_n: Math.ceil(n / tile.size), batch, slices, slice_k: sliceK, a_stride: aStride, b_stride: bStride },
+    workgroups: tiled ? invocations : Math.ceil(invocations / 32),
+    ...(parts === 1 && { epilogueWidth: width }),
+    ...(parts > 1 && { cost: { flops: 2 * batch * m * n * k, bytes: a.bytes + b.bytes + numel(target.shape) * 4 } }),
+  });
+  if (parts > 1 && 'temp' in target) dispatch(splitSum(target, y!, parts));
+}
+
+function apply(a: Tensor, b: Tensor, transposeA: boolean, transposeB: boolean, sumBatch = false): Tensor {
+  return a.graph.add1(matmulOp, [a, b], { transposeA, transposeB, sumBatch });
+}
+
+/**
+ * Matrix product of a [..., M, K] and b [..., K, N] as [..., M, N], stored as `a` is. Batch dimensions are equal, or one operand is
+ * a matrix that all batches share. Bias, activation and residual written after it are fused into its store.
+ */
+export function matmul(a: Tensor, b: Tensor, { transposeA = false, transposeB = false }: MatmulOptions = {}): Tensor {
+  return apply(a, b, transposeA, transposeB);
+}
+
+const plain = { transposeA: false, transposeB: false, sumBatch: false };
+
+export const tests = opTests<MatmulAttrs>({
+  op: matmulOp,
+  reference(inputs, attrs) {
+    const { batch, m, n, k, aStride, bStride } = dimensions(inputs.map(({ shape }) => ({ shape, dtype: 'f32' as const })), attrs);
+    const [a, b] = [inputs[0]!.data, inputs[1]!.data];
+    const y = new Float64Array((attrs.sumBatch ? 1 : batch) * m * n);
+    for (let z = 0; z < batch; z++) {
+      for (let i = 0; i < m; i++) {
+        for (let j = 0; j < n; j++) {
+          let total = 0;
+          for (let p = 0; p < k; p++) total += a[z * aStride + (attrs.transposeA ? p * m + i : i * k + p)]! * b[z * bStride + (attrs.transposeB ? j * k + p : p * n + j)]!;
+          y[((attrs.sumBatch ? 0 : z) * m + i) * n + j]! += total;
+        }
+      }
+    }
+    return [y];
+  },
+  // Sums of K products of normal numbers: their rounding error is about 6e-8·√K of their size.
+  cases: [
+    ...[false, true].flatMap((transposeA) =>
+      [false, true].flatMap((transposeB) => {
+        const t = `${transposeA ? 'T' : 'N'}${transposeB ? 'T' : 'N'}`;
+        const attrs = { transposeA, transposeB, sumBatch: false };
+        const shapes = (m: number, n: number, k: number, leadA: number[] = [], leadB: number[] = []) => [
+          { shape: [...leadA, ...(transposeA ? [k, m] : [m, k])] },
+          { shape: [...leadB, ...(transposeB ? [n, k] : [k, n])] },
+        ];
+        return [
+          { name: `${t}, vec4`, inputs: shapes(12, 20, 8), attrs },
+          { name: `${t}, odd, batched`, inputs: shapes(5, 7, 3, [2, 3], [2, 3]), attrs },
+          { name: `${t}, one beyond a tile, prime k`, inputs: shapes(65, 33, 37), attrs, tolerance: 5e-6, skipGrad: true },
+          { name: `${t}, b shared`, inputs: shapes(6, 8, 12, [3], []), attrs },
+          { name: `${t}, a shared`, inputs: shapes(8, 5, 4, [], [2]), attrs },
+          { name: `${t}, summed over batches`, inputs: shapes(4, 9, 6, [3], [3]), attrs: { ...attrs, sumBatch: true } },
+          { name: `${t}, tiles of 64 and 16`, inputs: shapes(130, 68, 20, [40], [40]), attrs, tolerance: 5e-6, skipGrad: true },
+        ];
+      }),
+    ),
+    { name: 'one element', inputs: [{ shape: [1, 1] }, { shape: [1, 1] }], attrs: plain },
+    { name: 'a vector on either side', inputs: [{ shape: [2, 1, 5] }, { shape: [2, 5, 1] }], attrs: plain },
+    { name: 'outer product', inputs: [{ shape: [9, 1] }, { shape: [1, 6] }], attrs: plain },
+    { name: 'k split, few rows', inputs: [{ shape: [2, 1280] }, { shape: [1280, 36] }], attrs: plain, tolerance: 1e-5, skipGrad: true },
+    { name: 'k split beyond the longest sum, odd', inputs: [{ shape: [16411, 3] }, { shape: [16411, 5] }], attrs: { ...plain, transposeA: true }, tolerance: 2e-5, skipGrad: true },
+    { name: 'more than 65,535 workgroups', inputs: [{ shape: [2100000, 1, 1] }, { shape: [2100000, 1, 1] }], attrs: plain, skipGrad: true },
+    { name: 'time embedding', inputs: [{ shape: [4, 512] }, { shape: [512, 512] }], attrs: plain, tolerance: 1e-5, skipGrad: true, bench: true },
+    { name: 'linear layer of tokens', inputs: [{ shape: [4, 256, 128] }, { shape: [128, 512] }], attrs: plain, tolerance: 1e-5, skipGrad: true, bench: true },
+    { name: 'weight gradient of a linear layer', inputs: [{ shape: [1024, 128] }, { shape: [1024, 512] }], attrs: { ...plain, transposeA: true }, tolerance: 1e-5, skipGrad: true, bench: true },
+    { name: 'attention scores', inputs: [{ shape: [8, 256, 64] }, { shape: [8, 256, 64] }], attrs: { ...plain, transposeB: true }, tolerance: 1e-5, skipGrad: true, bench: true },
+    { name: 'attention values', inputs: [{ shape: [8, 256, 256] }, { shape: [8, 256, 64] }], attrs: plain, tolerance: 1e-5, skipGrad: true, bench: true },
+  ],
+});

@@ -1,0 +1,51 @@
+/** A model folder in diffusers' layout (model_index.json and one sub-folder per component), wherever it lies. */
+import { BruitError } from '../engine/errors';
+import { openSafetensors, openSharded, type TensorStore } from './safetensors';
+import { urlSource, type ByteSource } from './source';
+
+export interface ModelFolder {
+  readonly name: string;
+  /** Whether a file is there. */
+  has(path: string): Promise<boolean>;
+  /** A whole text file. */
+  text(path: string): Promise<string>;
+  /** A file read by byte range. */
+  source(path: string): Promise<ByteSource>;
+}
+
+/** A folder behind a URL; files are fetched as `base/path`. */
+export function urlFolder(base: string, options: { fetch?: typeof fetch } = {}): ModelFolder {
+  const fetcher = options.fetch ?? fetch;
+  const root = base.replace(/\/?$/, '/');
+  const url = (path: string) => new URL(path, root).href;
+  return {
+    name: base,
+    async has(path) {
+      return (await fetcher(url(path), { method: 'HEAD' })).ok;
+    },
+    async text(path) {
+      const response = await fetcher(url(path));
+      if (!response.ok) throw new BruitError('io', `${url(path)}: the server answered ${response.status} ${response.statusText}`);
+      return response.text();
+    },
+    source: (path) => urlSource(url(path), { fetch: fetcher }),
+  };
+}
+
+export async function readJson(folder: ModelFolder, path: string): Promise<Record<string, unknown>> {
+  const text = await folder.text(path);
+  try {
+    return JSON.parse(text) as Record<string, unknown>;
+  } catch (e) {
+    throw new BruitError('config', `${folder.name}: ${path} is not JSON: ${(e as Error).message}`, { cause: e });
+  }
+}
+
+/** Opens the weights of a component, whole, half-precision (`.fp16.`) or sharded, whichever the folder has. */
+export async function openWeights(folder: ModelFolder, component: string, base = 'diffusion_pytorch_model'): Promise<TensorStore> {
+  const names = [`${base}.safetensors`, `${base}.fp16.safetensors`];
+  for (const name of names) if (await folder.has(`${component}/${name}`)) return openSafetensors(await folder.source(`${component}/${name}`));
+  const index = `${component}/${base}.safetensors.index.json`;
+  if (await folder.has(index)) return openSharded(await folder.source(index), (file) => folder.source(`${component}/${file}`));
+  throw new BruitError('checkpoint', `${folder.name}: ${component}/ has no weights (looked for ${[...names, `${base}.safetensors.index.json`].join(', ')})`);
+}
