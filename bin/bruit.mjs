@@ -26,11 +26,19 @@ function adapterArgument(args) {
   return value;
 }
 
+/** Help and files need no adapter: they run in this process, without a driver being looked for. */
+function needsAdapter(args) {
+  const command = args.find((arg, index) => !arg.startsWith('-') && args[index - 1] !== '--adapter');
+  return command !== undefined && !['help', 'inspect'].includes(command) && !args.some((arg) => ['-h', '--help', '-V', '--version'].includes(arg));
+}
+
 const args = process.argv.slice(2);
 try {
   const { parseAdapterKind, reexecWithAdapter } = await import(pathToFileURL(await built('adapter')).href);
   const kind = parseAdapterKind(adapterArgument(args) ?? process.env.BRUIT_ADAPTER ?? 'auto');
-  process.exitCode = await reexecWithAdapter(kind, await built('cli'), args);
+  const cli = await built('cli');
+  if (needsAdapter(args)) process.exitCode = await reexecWithAdapter(kind, cli, args);
+  else await import(pathToFileURL(cli).href);
 } catch (error) {
   // A failed build (error.errors) has been printed by esbuild.
   if (!error?.errors) console.error(error?.name === 'BruitError' ? `bruit: ${error.message}` : error);

@@ -3,6 +3,7 @@ import { existsSync, readdirSync, statSync } from 'node:fs';
 import { mkdir, rename, writeFile } from 'node:fs/promises';
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { glob } from './glob_plugin.mjs';
 
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 
@@ -35,6 +36,7 @@ export async function bundle(entry, out, platform, options = {}) {
     platform,
     target: platform === 'node' ? 'node20' : 'es2022',
     loader: { '.wgsl': 'text' },
+    plugins: [glob()],
     sourcemap: 'linked',
     logLevel: 'warning',
     ...(platform === 'node' ? { packages: 'external' } : {}),
@@ -69,7 +71,7 @@ export async function ensureBuilt(name) {
   const target = targets[name];
   const out = join(root, target.out);
   if (!existsSync(join(root, target.entry))) return out;
-  const sources = ['src', 'cli', 'shaders', 'scripts/build.mjs'].map((path) => join(root, path)).filter((path) => existsSync(path));
+  const sources = ['src', 'cli', 'shaders', 'scripts', 'package.json'].map((path) => join(root, path)).filter((path) => existsSync(path));
   if (!existsSync(out) || Math.max(...sources.map(newest)) > statSync(out).mtimeMs) await build([name]);
   return out;
 }

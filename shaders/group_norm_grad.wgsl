@@ -18,6 +18,7 @@ const SILU = false;
 // end prologue
 // include lib/lanes_1.wgsl
 // include lib/pointwise.wgsl
+// include lib/workgroup.wgsl
 
 struct Params {
   batch: u32,
@@ -118,6 +119,44 @@ fn merge(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: v
     }
     dbeta[c] = DB(du);
     dgamma[c] = DW(dux);
+  }
+}
+
+// merge with a workgroup per (image, group), then one per channel: few sums of many bands would leave a GPU idle.
+@compute @workgroup_size(64)
+fn merge_tiled(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let i = flat_workgroup(id, count);
+  let owners = params.batch * params.groups;
+  let size = params.channels / params.groups;
+  if (i >= owners + params.channels) {
+    return;
+  }
+  var du = 0.0;
+  var dux = 0.0;
+  if (i < owners) {
+    let c = (i % params.groups) * size;
+    let base = (i / params.groups) * params.bands * params.channels + c;
+    for (var e = lane; e < params.bands * size; e += 64u) {
+      let at = base + (e / size) * params.channels + e % size;
+      let slope = f32(scalar_gamma[c + e % size]);
+      du += slope * part_du[at];
+      dux += slope * part_dux[at];
+    }
+  } else {
+    for (var row = lane; row < params.batch * params.bands; row += 64u) {
+      du += part_du[row * params.channels + i - owners];
+      dux += part_dux[row * params.channels + i - owners];
+    }
+  }
+  du = workgroup_sum(du, lane);
+  dux = workgroup_sum(dux, lane);
+  if (lane == 0u) {
+    if (i < owners) {
+      group_means[i] = vec2<f32>(du, dux) / f32(params.pixels * size);
+    } else {
+      dbeta[i - owners] = DB(du);
+      dgamma[i - owners] = DW(dux);
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 // include lib/index.wgsl
 // prologue
 alias X = f32;
+const COPIES = 1u;
 // end prologue
 
 struct Params {
@@ -20,10 +21,9 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<f32>; // [rows]
 
 const LANES = 256u; // one per digit
-// Neighbouring invocations count in different copies: values of one size share their leading digits, and so would wait for each other.
-const COPIES = 8u;
 
-var<workgroup> histogram: array<atomic<u32>, 2048>; // [COPIES, LANES]
+// Where invocations run at once, neighbours count in different copies: values of one size share their leading digits and would queue up.
+var<workgroup> histogram: array<atomic<u32>, COPIES * 256u>; // [COPIES, LANES]
 var<workgroup> counts: array<u32, 256>;
 var<workgroup> digit: u32;
 var<workgroup> below: u32; // elements with a smaller digit

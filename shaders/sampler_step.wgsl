@@ -1,7 +1,8 @@
 // One step of a sampler program (src/sampler/program.ts): every number of the step comes from row `counter` of the coefficient table, so a
 // replay does a whole trajectory without the host. Row: predX0, next, store 0, store 1 of COLUMNS coefficients each, then timestep,
 // inputScale, slot of store 0, slot of store 1 (-1: none), noiseIndex (-1: none), log std offset, log std slope, 0.
-// Order within a step: model_input, the model, then with dynamic thresholding predict and threshold, then update and advance.
+// Order within a step: sampler_input, the model, then with dynamic thresholding `predict` and the quantile, then `update`; the counter is
+// advanced last.
 // include lib/index.wgsl
 // prologue
 alias OUTPUT = f32;
@@ -42,12 +43,10 @@ fn row() -> u32 {
   return min(counter[0], params.steps - 1u) * (4u * COLUMNS + 8u);
 }
 
-// `value` times its coefficients in the four linear combinations of the step. Where a coefficient is 0 the value does not count at all:
-// a slot that no step of this run has written may hold anything.
+// `value` times its coefficients in the four linear combinations of the step.
 fn term(base: u32, column: u32, value: f32) -> vec4<f32> {
   let at = base + column;
-  let c = vec4<f32>(table[at], table[at + COLUMNS], table[at + 2u * COLUMNS], table[at + 3u * COLUMNS]);
-  return select(c * value, vec4<f32>(0.0), c == vec4<f32>(0.0));
+  return vec4<f32>(table[at], table[at + COLUMNS], table[at + 2u * COLUMNS], table[at + 3u * COLUMNS]) * value;
 }
 
 fn scaled_noise(scalars: u32, i: u32, at: u32) -> f32 {
@@ -64,7 +63,7 @@ fn scaled_noise(scalars: u32, i: u32, at: u32) -> f32 {
   if (VARIANCE == LEARNED_RANGE) {
     z *= exp(clamp(table[scalars + 5u] + table[scalars + 6u] * f32(output[at + params.size]), -87.0, 87.0));
   } else if (VARIANCE == LEARNED) {
-    z *= sqrt(max(f32(output[at + params.size]), 0.0));
+    z *= sqrt(max(f32(output[at]), 0.0));
   }
   return z;
 }
@@ -95,7 +94,7 @@ fn update(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: 
     predicted = clamp(predicted, -params.range, params.range);
   } else if (BOUND == QUANTILE) {
     let s = thresholds[i / params.size];
-    predicted = clamp(predicted, -s, s) / s;
+    predicted = clamp(predicted, -s, s);
   }
   if (BOUND != 0u) {
     sums += term(base, 2u, predicted);
@@ -122,12 +121,4 @@ fn predict(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   if (i < params.count) {
     x0[i] = combine(row(), i).x;
   }
-}
-
-@group(0) @binding(9) var<storage, read_write> step: array<u32>; // counter, to write it
-
-// A dispatch of its own: the others of the step read the counter.
-@compute @workgroup_size(1)
-fn advance() {
-  step[0] += 1u;
 }

@@ -2,6 +2,7 @@
 // Heads are read four channels at a time; with D not divisible by 4 (WIDE = false) the last four are filled up with zeros.
 // Scores are kept in units of log 2, since exp2 is what hardware has.
 struct Params {
+  batch: u32,
   t: u32,
   m: u32,
   heads: u32,
@@ -24,6 +25,8 @@ struct Params {
 const LOG2E = 1.44269504f;
 // Score of a key that is not there: below every score, and finite, since WGSL need not know infinities.
 const ABSENT = -3.0e38f;
+// A row whose highest score is below this was masked out entirely.
+const EMPTY = -1.0e37f;
 
 // Zero beyond the head's end.
 fn cut(x: vec4<f32>, d: u32) -> vec4<f32> {

@@ -1,17 +1,5 @@
 // Stores a 4x4 block of a row-major result by elements, for any params.n. Needs alias V = f32, Y, y, y_base and epilogue.
-fn store_element(m: u32, n: u32, c: f32) {
-  if (m < params.m && n < params.n) {
-    let i = y_base + m * params.n + n;
-    y[i] = Y(epilogue(c, i));
-  }
-}
-
-fn store_row(m: u32, n: u32, c: vec4<f32>) {
-  store_element(m, n, c.x);
-  store_element(m, n + 1u, c.y);
-  store_element(m, n + 2u, c.z);
-  store_element(m, n + 3u, c.w);
-}
+// include lib/store_row_1.wgsl
 
 fn store_block(m: u32, n: u32, c: mat4x4<f32>) {
   store_row(m, n, c[0]);

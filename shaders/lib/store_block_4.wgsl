@@ -1,10 +1,5 @@
 // Stores a 4x4 block of a row-major result by vec4: params.n is divisible by 4. Needs alias V = vec4<f32>, Y, y, y_base and epilogue.
-fn store_row(m: u32, n: u32, c: vec4<f32>) {
-  if (m < params.m && n < params.n) {
-    let i = y_base + m * params.n + n;
-    y[i / 4u] = Y(epilogue(c, i));
-  }
-}
+// include lib/store_row_4.wgsl
 
 fn store_block(m: u32, n: u32, c: mat4x4<f32>) {
   store_row(m, n, c[0]);

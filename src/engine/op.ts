@@ -49,8 +49,8 @@ export interface LowerContext<A> {
   readonly profile: AdapterProfile;
   /** Name of the kernel variant that the caller forces (tests, tuner), if any. */
   readonly variant: string | undefined;
-  temp(label: string, shape: Shape, dtype?: DType): TempTensor;
-  dispatch(spec: DispatchSpec): void;
+  readonly temp: (label: string, shape: Shape, dtype?: DType) => TempTensor;
+  readonly dispatch: (spec: DispatchSpec) => void;
 }
 
 export interface Cost {

@@ -17,7 +17,13 @@ export interface PlannedNode extends Node {
 /** Everything that a node reads: its inputs and those of its epilogue. */
 export const readsOf = (n: PlannedNode): readonly Tensor[] => (n.epilogue ? [...n.inputs, ...n.epilogue.inputs] : n.inputs);
 
-const mutated = (n: Node): Tensor[] => (n.op.mutates ?? []).map((i) => n.inputs[i]!);
+/** The tensor whose memory `t` is: itself, or what it is a view of. */
+function rootOf(t: Tensor): Tensor {
+  while (t.node?.op.view) t = t.node.inputs[0]!;
+  return t;
+}
+
+const mutated = (n: Node): Tensor[] => (n.op.mutates ?? []).map((i) => rootOf(n.inputs[i]!));
 
 /** Drops nodes that neither feed `outputs` nor mutate state. */
 export function removeDeadCode(nodes: readonly PlannedNode[], outputs: ReadonlySet<Tensor>): PlannedNode[] {
@@ -63,7 +69,7 @@ export function fuse(nodes: readonly PlannedNode[], outputs: ReadonlySet<Tensor>
   nodes.forEach((n, i) => n.outputs.forEach((t) => producer.set(t, i)));
   const lastMutation = new Map<Tensor, number>();
   nodes.forEach((n, i) => mutated(n).forEach((t) => lastMutation.set(t, i)));
-  const movable = (n: PlannedNode, from: number) => readsOf(n).every((t) => (lastMutation.get(t) ?? -1) < from);
+  const movable = (n: PlannedNode, from: number) => readsOf(n).every((t) => (lastMutation.get(rootOf(t)) ?? -1) < from);
 
   list.forEach((node, i) => {
     if (!node || !isPointwise(node.op)) return;

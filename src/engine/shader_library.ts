@@ -1,4 +1,10 @@
 /** The snippets that shaders include, by path under shaders/. */
+import attention from '../../shaders/lib/attention.wgsl';
+import attentionDout from '../../shaders/lib/attention_dout.wgsl';
+import attentionGradStore from '../../shaders/lib/attention_grad_store.wgsl';
+import attentionMask from '../../shaders/lib/attention_mask.wgsl';
+import attentionNoMask from '../../shaders/lib/attention_no_mask.wgsl';
+import attentionStore from '../../shaders/lib/attention_store.wgsl';
 import index from '../../shaders/lib/index.wgsl';
 import lanes1 from '../../shaders/lib/lanes_1.wgsl';
 import lanes4 from '../../shaders/lib/lanes_4.wgsl';
@@ -7,6 +13,9 @@ import philox from '../../shaders/lib/philox.wgsl';
 import pointwise from '../../shaders/lib/pointwise.wgsl';
 import workgroup from '../../shaders/lib/workgroup.wgsl';
 import matmulOperands from '../../shaders/lib/matmul_operands.wgsl';
+import conv2dOperands from '../../shaders/lib/conv2d_operands.wgsl';
+import storeRow1 from '../../shaders/lib/store_row_1.wgsl';
+import storeRow4 from '../../shaders/lib/store_row_4.wgsl';
 import storeBlock1 from '../../shaders/lib/store_block_1.wgsl';
 import storeBlock4 from '../../shaders/lib/store_block_4.wgsl';
 import tile4x4 from '../../shaders/lib/tile_4x4.wgsl';
@@ -14,6 +23,12 @@ import tile8x8 from '../../shaders/lib/tile_8x8.wgsl';
 import tile16x16 from '../../shaders/lib/tile_16x16.wgsl';
 
 export const shaderLibrary: Readonly<Record<string, string>> = {
+  'lib/attention.wgsl': attention,
+  'lib/attention_dout.wgsl': attentionDout,
+  'lib/attention_grad_store.wgsl': attentionGradStore,
+  'lib/attention_mask.wgsl': attentionMask,
+  'lib/attention_no_mask.wgsl': attentionNoMask,
+  'lib/attention_store.wgsl': attentionStore,
   'lib/index.wgsl': index,
   'lib/lanes_1.wgsl': lanes1,
   'lib/lanes_4.wgsl': lanes4,
@@ -22,6 +37,9 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/pointwise.wgsl': pointwise,
   'lib/workgroup.wgsl': workgroup,
   'lib/matmul_operands.wgsl': matmulOperands,
+  'lib/conv2d_operands.wgsl': conv2dOperands,
+  'lib/store_row_1.wgsl': storeRow1,
+  'lib/store_row_4.wgsl': storeRow4,
   'lib/store_block_1.wgsl': storeBlock1,
   'lib/store_block_4.wgsl': storeBlock4,
   'lib/tile_4x4.wgsl': tile4x4,

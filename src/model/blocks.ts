@@ -74,6 +74,8 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
 
 export interface AttentionOptions {
   readonly heads: number;
+  /** Width of a head; heads · headDim need not be the channels (diffusers divides without remainder). */
+  readonly headDim: number;
   /** `undefined` where the module has no group norm (the mid block with scale_shift). */
   readonly groups: number | undefined;
   readonly eps: number;
@@ -86,9 +88,10 @@ export function selfAttention(ctx: ModelContext, name: string, x: Tensor, o: Att
     const [n, height, width, channels] = x.shape as [number, number, number, number];
     let h = reshape(x, [n, height * width, channels]);
     if (o.groups !== undefined) h = groupNorm(ctx, 'group_norm', h, { groups: o.groups, eps: o.eps });
-    const q = linear(ctx, 'to_q', h, channels);
-    const k = linear(ctx, 'to_k', h, channels);
-    const v = linear(ctx, 'to_v', h, channels);
+    const inner = o.heads * o.headDim;
+    const q = linear(ctx, 'to_q', h, inner);
+    const k = linear(ctx, 'to_k', h, inner);
+    const v = linear(ctx, 'to_v', h, inner);
     h = linear(ctx, 'to_out.0', attention(q, k, v, { heads: o.heads }), channels);
     const y = add(reshape(h, x.shape), x);
     return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);

@@ -9,7 +9,7 @@ import { add, div, scale, shift, type PointwiseName } from '../engine/ops/pointw
 import { reshape } from '../engine/ops/reshape';
 import { gaussianFourierProjection, timestepEmbedding } from '../engine/ops/timestep_embedding';
 import { showShape } from '../engine/shape';
-import { downsampleAverage, downsampleConv, firDownsample, firUpsample, resnet, selfAttention, upsample2x, upsampleConv, type ResnetOptions } from './blocks';
+import { downsampleAverage, downsampleConv, firDownsample, firUpsample, resnet, selfAttention, upsample2x, upsampleConv, type AttentionOptions, type ResnetOptions } from './blocks';
 import { ConfigReader } from './config';
 import { activation, activationName, conv, embed, groupNorm, module, timestepMlp, type ModelContext } from './layers';
 
@@ -87,12 +87,6 @@ export function parseUNet2DConfig(json: unknown, file = 'config.json'): UNet2DCo
   c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: channels });
   if (config.time_embedding_type === 'learned' && config.num_train_timesteps === null) c.fail('time_embedding_type "learned" needs num_train_timesteps');
   if (config.dropout < 0 || config.dropout >= 1) c.fail(`dropout ${config.dropout} is not in [0, 1)`);
-  if (config.attention_head_dim !== null) {
-    const attended = [...config.down_block_types, ...[...config.up_block_types].reverse()].map((t, i) => (t.includes('Attn') ? channels[i % channels.length]! : undefined));
-    if (config.mid_block_type && config.add_attention) attended.push(channels[channels.length - 1]!);
-    const odd = attended.find((ch) => ch !== undefined && ch % config.attention_head_dim! !== 0);
-    if (odd !== undefined) c.fail(`attention_head_dim ${config.attention_head_dim} does not divide the ${odd} channels of a block with attention`);
-  }
   return config;
 }
 
@@ -140,7 +134,11 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
   const temb = activation(emb, act);
 
   const base: Omit<ResnetOptions, 'out'> = { temb, timeScaleShift: config.resnet_time_scale_shift, groups, eps, act, dropout: config.dropout };
-  const headsOf = (width: number) => (config.attention_head_dim === null ? 1 : width / config.attention_head_dim);
+  const headsOf = (width: number): Heads => {
+    const dim = config.attention_head_dim ?? width;
+    if (dim > width) throw new BruitError('config', `attention_head_dim ${dim} is more than the ${width} channels of a block with attention`);
+    return { heads: Math.floor(width / dim), headDim: dim };
+  };
 
   let flow: Flow = { h: conv(ctx, 'conv_in', x, first), skip: x };
   const residuals: Tensor[] = [flow.h];
@@ -190,8 +188,10 @@ interface BlockOptions {
   readonly last: boolean;
   readonly config: UNet2DConfig;
   readonly base: Omit<ResnetOptions, 'out'>;
-  readonly heads: number;
+  readonly heads: Heads;
 }
+
+type Heads = Pick<AttentionOptions, 'heads' | 'headDim'>;
 
 /** score-SDE's skip blocks choose their own group counts and divide by √2. */
 const skipGroups = (channels: number): number => Math.min(Math.floor(channels / 4), 32);
@@ -202,8 +202,8 @@ function downBlock(ctx: ModelContext, type: DownType, { h, skip }: Flow, o: Bloc
   for (let j = 0; j < o.layers; j++) {
     const own = skipBlock ? { groups: skipGroups(h.shape[3]!), groupsOut: skipGroups(out), outputScale: Math.SQRT2 } : {};
     h = resnet(ctx, `resnets.${j}`, h, { ...base, out, ...own });
-    if (type === 'AttnDownBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { heads, groups: base.groups, eps: base.eps });
-    if (type === 'AttnSkipDownBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { heads, groups: 32, eps: base.eps, outputScale: Math.SQRT2 });
+    if (type === 'AttnDownBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { ...heads, groups: base.groups, eps: base.eps });
+    if (type === 'AttnSkipDownBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { ...heads, groups: 32, eps: base.eps, outputScale: Math.SQRT2 });
     residuals.push(h);
   }
   if (o.last) return { h, skip };
@@ -221,14 +221,14 @@ function downBlock(ctx: ModelContext, type: DownType, { h, skip }: Flow, o: Bloc
   return { h, skip };
 }
 
-function midBlock(ctx: ModelContext, h: Tensor, config: UNet2DConfig, base: Omit<ResnetOptions, 'out'>, heads: number): Tensor {
+function midBlock(ctx: ModelContext, h: Tensor, config: UNet2DConfig, base: Omit<ResnetOptions, 'out'>, heads: Heads): Tensor {
   const out = h.shape[3]!;
   const outputScale = config.mid_block_scale_factor;
   h = resnet(ctx, 'resnets.0', h, { ...base, out, outputScale });
   if (config.add_attention) {
     // diffusers gives the mid block's attention no norm of its own where the time embedding scales and shifts.
     const groups = config.attn_norm_num_groups ?? (config.resnet_time_scale_shift === 'default' ? base.groups : undefined);
-    h = selfAttention(ctx, 'attentions.0', h, { heads, groups, eps: base.eps, outputScale });
+    h = selfAttention(ctx, 'attentions.0', h, { ...heads, groups, eps: base.eps, outputScale });
   }
   return resnet(ctx, 'resnets.1', h, { ...base, out, outputScale });
 }
@@ -245,9 +245,9 @@ function upBlock(ctx: ModelContext, type: UpType, { h, skip }: Flow, o: BlockOpt
     const groupsIn = type === 'AttnSkipUpBlock2D' ? Math.min(features + Math.floor(residual.shape[3]! / 4), 32) : skipGroups(h.shape[3]!);
     const own = skipBlock ? { groups: groupsIn, groupsOut: skipGroups(out), outputScale: Math.SQRT2 } : {};
     h = resnet(ctx, `resnets.${j}`, h, { ...base, out, ...own });
-    if (type === 'AttnUpBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { heads, groups: base.groups, eps: base.eps });
+    if (type === 'AttnUpBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { ...heads, groups: base.groups, eps: base.eps });
   }
-  if (type === 'AttnSkipUpBlock2D') h = selfAttention(ctx, 'attentions.0', h, { heads, groups: 32, eps: base.eps, outputScale: Math.SQRT2 });
+  if (type === 'AttnSkipUpBlock2D') h = selfAttention(ctx, 'attentions.0', h, { ...heads, groups: 32, eps: base.eps, outputScale: Math.SQRT2 });
   if (skipBlock) {
     skip = skip && module(ctx, 'upsampler', () => firUpsample(skip!));
     if (last) return { h, skip };

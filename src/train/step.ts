@@ -8,7 +8,7 @@ import type { Engine } from '../engine/device';
 import { gradients } from '../engine/autodiff';
 import { BruitError } from '../engine/errors';
 import { Graph, type Tensor } from '../engine/graph';
-import { accumulateInto, fillWith, increment } from '../engine/ops/state';
+import { accumulateInto, increment, zero } from '../engine/ops/state';
 import { controlSize, controlSlots, optimizerStep, type OptimizerAttrs, type SlabState } from '../engine/ops/optimizer';
 import { add, cast, less, mul, where } from '../engine/ops/pointwise';
 import { dropout as dropoutOp, randomInt, randomNormal, randomUniform } from '../engine/ops/random';
@@ -187,8 +187,8 @@ export class TrainingStep {
       own.set(shared.control, step.view(control));
       own.set(shared.loss, step.view(lossSum));
       squareNorm = appendUpdate(updateGraph, own, shared);
-      stores.gradients.slabs.forEach((_, i) => fillWith(slabLeaf(updateGraph, own, stores.gradients, i), 0));
-      fillWith(shared.loss, 0);
+      stores.gradients.slabs.forEach((_, i) => zero(slabLeaf(updateGraph, own, stores.gradients, i)));
+      zero(shared.loss);
       update = await compile(engine, updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
       return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters: shared.counters, control, metrics: shared.metrics, microStep }, { step, update }, { ...forward, squareNorm });
     } catch (e) {
@@ -299,7 +299,7 @@ function buildForward(graph: Graph, parameters: Parameters, config: TrainingStep
     samples: graph.constant('samples', [n], Uint32Array.from({ length: n }, (_, i) => i)),
     step: microStep,
   };
-  const t = leaves.t ?? randomInt({ ...draw, shape: [n], max: config.process.numTrainTimesteps, stream: RngStream.timestep });
+  const t = leaves.t ?? randomInt({ ...draw, shape: [n], stream: RngStream.timestep }, config.process.numTrainTimesteps);
   const noise = leaves.noise ?? randomNormal({ ...draw, shape: config.batch, stream: RngStream.noise });
   const coefficients = new StepCoefficients(config.process, config.loss, t);
   const xt = addNoise(coefficients, leaves.images, noise);

@@ -13,13 +13,12 @@ import { tolerances, type CaseFolder, type CaseReport } from './report';
 const IO = 'io.safetensors';
 const weightsName = /^diffusion_pytorch_model(?:\.([\w-]+))?\.safetensors(\.index\.json)?$/;
 
-/** Files of weights by variant: '' for the plain one, else `fp16`, `bf16`, …. Shards are found through their index. */
+/** Files of weights, or the index of their shards, by variant: '' for the plain one, else `fp16`, `bf16`, …. */
 export function weightFiles(folder: CaseFolder): Map<string, string> {
   const found = new Map<string, string>();
   for (const file of folder.files) {
     const match = weightsName.exec(file);
-    // diffusers names shards …-00001-of-00002, and their index after the variant: model.safetensors.index.fp16.json or model.fp16.safetensors.index.json.
-    if (match && !/-of-\d+/.test(file)) found.set(match[1] ?? '', file);
+    if (match) found.set(match[1] ?? '', file);
   }
   if (found.size === 0) throw new BruitError('input', `${folder.name} has a config.json, but no diffusion_pytorch_model.safetensors beside it`);
   return found;

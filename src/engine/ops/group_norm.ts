@@ -29,13 +29,16 @@ function banding({ batch, pixels, channels }: ReturnType<typeof sizesOf>, width:
   return { bands: Math.ceil(pixels / band), band };
 }
 
-/** Reductions: on a CPU a few vectors per core are enough and merging costs; a GPU wants tens of thousands of threads. */
-const reductionBands = (sizes: ReturnType<typeof sizesOf>, width: number, kind: AdapterProfile['kind']) => banding(sizes, width, kind === 'software' ? 2048 : 32768, 16);
+/** Reductions. A CPU wants few, long invocations (a workgroup costs microseconds to start), a GPU tens of thousands. */
+const reductionBands = (sizes: ReturnType<typeof sizesOf>, width: number, kind: AdapterProfile['kind']) => banding(sizes, width, kind === 'software' ? 1024 : 32768, 16);
 /** Element-wise passes: short bands on a GPU, just long enough to pay for the loads of the group's numbers. */
-const applyBands = (sizes: ReturnType<typeof sizesOf>, width: number, kind: AdapterProfile['kind']) => banding(sizes, width, kind === 'software' ? 4096 : 65536, 8);
+const applyBands = (sizes: ReturnType<typeof sizesOf>, width: number, kind: AdapterProfile['kind']) => banding(sizes, width, kind === 'software' ? 1024 : 65536, 8);
 
 const widthOf = (channels: number): 1 | 4 => (channels % 4 === 0 ? 4 : 1);
 const lanesInclude = (width: 1 | 4) => ({ 'lib/lanes_1.wgsl': `lib/lanes_${width}.wgsl` });
+
+/** `tiled` merges the bands with a workgroup per result instead of an invocation. */
+const isTiled = (profile: AdapterProfile, variant: string | undefined) => (variant ?? (profile.kind === 'gpu' ? 'tiled' : 'direct')) === 'tiled';
 
 export const groupNormGradOp = defineOp<GroupNormAttrs>({
   name: 'group_norm_grad',
@@ -46,7 +49,8 @@ export const groupNormGradOp = defineOp<GroupNormAttrs>({
     check(sameShape(x!.shape, dy!.shape), 'shape', () => `dy ${showShape(dy!.shape)} must have x's shape ${showShape(x!.shape)}`);
     return [x!, gamma!, beta!].map(({ shape, dtype }) => ({ shape, dtype }));
   },
-  lower({ inputs, outputs, attrs: { groups, silu }, profile, temp, dispatch }) {
+  variants: ['direct', 'tiled'],
+  lower({ inputs, outputs, attrs: { groups, silu }, profile, variant, temp, dispatch }) {
     const [x, gamma, beta, mean, rstd, dy] = inputs as [Tensor, Tensor, Tensor, Tensor, Tensor, Tensor];
     const [dx, dgamma, dbeta] = outputs as [Tensor, Tensor, Tensor];
     const sizes = sizesOf(x, groups);
@@ -69,12 +73,13 @@ export const groupNormGradOp = defineOp<GroupNormAttrs>({
       params: { ...sizes, ...reduction },
       workgroups: Math.ceil(numel(du.shape) / width / 64),
     });
+    const tiled = isTiled(profile, variant);
     dispatch({
       ...common,
-      entry: 'merge',
+      entry: tiled ? 'merge_tiled' : 'merge',
       bindings: { part_du: du, part_dux: dux, scalar_gamma: gamma, group_means: means, dgamma, dbeta },
       params: { ...sizes, ...reduction },
-      workgroups: Math.ceil((batch * groups + channels) / 64),
+      workgroups: tiled ? batch * groups + channels : Math.ceil((batch * groups + channels) / 64),
     });
     const elementwise = applyBands(sizes, width, profile.kind);
     dispatch({
@@ -121,7 +126,7 @@ export const groupNormOp = defineOp<GroupNormAttrs>({
     const partM2 = temp('channel deviations', [batch, reduction.bands, channels]);
     const params = { ...sizes, ...reduction, eps };
     dispatch({ ...common, entry: 'stats', bindings: { x, channel_mean: partMean, channel_m2: partM2 }, params, workgroups: Math.ceil(numel(partMean.shape) / width / 64) });
-    const tiled = (variant ?? (profile.kind === 'gpu' ? 'tiled' : 'direct')) === 'tiled';
+    const tiled = isTiled(profile, variant);
     dispatch({
       ...common,
       entry: tiled ? 'merge_tiled' : 'merge',

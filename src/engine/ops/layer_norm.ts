@@ -5,7 +5,7 @@ import type { Tensor, TensorSpec } from '../graph';
 import { defineOp, opTests, type OpCase, type OpDef, type OpTests, type RefTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import { numel, sameShape, showShape, type DType, type Shape } from '../shape';
-import { rowKernel } from './softmax';
+import { rowKernel } from './row_kernel';
 
 interface RowNormAttrs {
   readonly eps: number;
@@ -156,7 +156,6 @@ export function rowNormTests({ op, gradOp }: RowNorm, centered: boolean): [OpTes
         forwardCase('long rows', [2, 4096], { skipGrad: true }),
         // The rounding of the mean to f32 alone moves x̂ by 2⁻²⁴·|mean|/std.
         forwardCase('mean a thousand deviations off zero', [5, 64], { inputs: [{ shape: [5, 64], fill: { mean: 1000, std: 1 } }, ...vectors([64])], tolerance: 1e-4, skipGrad: true }),
-        forwardCase('more rows than 65,535 workgroups', [65551, 3], { tolerance: 3e-5, skipGrad: true }),
         forwardCase('DiT-S tokens', [4, 256, 384], { skipGrad: true, bench: true }),
         forwardCase('CLIP-L text', [2, 77, 768], { skipGrad: true, bench: true }),
       ],
@@ -190,7 +189,7 @@ export function rowNormTests({ op, gradOp }: RowNorm, centered: boolean): [OpTes
         gradCase('dx alone', [2, 9, 12], false),
         gradCase('one row', [1, 24], true),
         gradCase('one vector more than a workgroup', [17, 260], true),
-        gradCase('more rows than 65,535 workgroups, many bands', [65551, 5], true, { tolerance: 3e-5 }),
+        gradCase('many bands', [4099, 5], true),
         gradCase('DiT-S tokens', [4, 256, 384], true, { bench: true }),
       ],
     }),

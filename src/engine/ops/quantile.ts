@@ -23,20 +23,23 @@ const quantileAbsOp = defineOp<QuantileAttrs>({
     check(low <= high, 'config', () => `the bounds [${low}, ${high}] of the quantile are the wrong way round`);
     return [{ shape: [x!.shape[0]!], dtype: 'f32' }];
   },
-  lower({ inputs: [x], outputs: [y], attrs: { ratio, low, high }, dispatch }) {
+  lower({ inputs: [x], outputs: [y], attrs: { ratio, low, high }, profile, variant, dispatch }) {
     const rows = x!.shape[0]!;
     const size = numel(x!.shape) / rows;
     const rank = rankOf(ratio, size);
+    // SwiftShader takes seconds to compile large workgroup arrays, and its invocations seldom collide.
+    const copies = (variant ?? (profile.kind === 'software' ? 'single' : 'copies')) === 'copies';
     dispatch({
       shader: { file: 'quantile_abs.wgsl', text: quantileShader },
       entry: 'forward',
-      prologue: { X: x!.dtype },
+      prologue: { X: x!.dtype, COPIES: copies ? '4u' : '1u' },
       bindings: { x: x!, y: y! },
       params: { rows, size, rank: Math.floor(rank), weight: rank - Math.floor(rank), low, high },
       workgroups: rows,
     });
   },
   flops: ([x]) => 5 * numel(x!.shape),
+  variants: ['single', 'copies'],
   grad: { notDifferentiable: 'the quantile belongs to dynamic thresholding, which samplers do' },
 });
 

@@ -1,6 +1,6 @@
 /**
  * Executing one step of a sampler's coefficient table on the GPU: `samplerInput` before the model, `samplerStep` after it.
- * The table is what sampler/program.ts packs: [steps, 4 · columns + 8]; which row it is says a counter that the step itself advances, so
+ * The table is what sampler/program.ts packs: [steps, 4 · columns + 8]; which row it is says a counter that the step advances, so
  * replaying the same dispatches walks the table.
  */
 import inputShader from '../../../shaders/sampler_input.wgsl';
@@ -10,6 +10,7 @@ import type { Tensor, TensorSpec } from '../graph';
 import { defineOp, type LowerContext } from '../op';
 import { numel, sameShape, showShape, type Shape } from '../shape';
 import { quantileAbs } from './quantile';
+import { increment } from './state';
 
 /** Scalars at the end of a row. */
 const scalars = 8;
@@ -140,16 +141,13 @@ const samplerPredictOp = defineOp<StepAttrs>({
 
 const samplerStepOp = defineOp<StepAttrs>({
   name: 'sampler_step',
-  doc: 'One step of a sampler table: bounds the predicted x0, replaces the sample and the slots by linear combinations of sample, output, x0, noise and slots, and advances the counter. Mutates counter, sample and slots.',
+  doc: 'One step of a sampler table: bounds the predicted x0, replaces the sample and the slots by linear combinations of sample, output, x0, noise and slots. Mutates sample and slots.',
   infer(specs, attrs) {
     checkStep(specs, attrs);
     return attrs.predictX0 ? [{ shape: specs[2]!.shape, dtype: 'f32' }] : [];
   },
-  mutates: [1, 2, 3],
-  lower(ctx) {
-    emitStep(ctx, 'update', ctx.outputs[0]);
-    ctx.dispatch({ shader: { file: 'sampler_step.wgsl', text: stepShader }, entry: 'advance', bindings: { step: ctx.inputs[1]! }, workgroups: 1, cost: { flops: 0, bytes: 8 } });
-  },
+  mutates: [2, 3],
+  lower: (ctx) => emitStep(ctx, 'update', ctx.outputs[0]),
   flops: stepFlops,
   grad: { notDifferentiable },
 });
@@ -162,7 +160,7 @@ export interface SamplerState {
   readonly counter: Tensor;
   /** f32 [N, C, H, W]. */
   readonly sample: Tensor;
-  /** f32 [slots, N·C·H·W], or [1] for a program without. */
+  /** f32 [slots, N·C·H·W], or [1] for a program without. Must be finite when a run starts: what a slot held before counts 0 times. */
   readonly slots: Tensor;
 }
 
@@ -190,8 +188,9 @@ export function samplerStep(state: SamplerState, options: SamplerStepOptions): {
   const { graph } = table;
   const inputs = [table, counter, sample, slots, output, ...(noise ? [noise.tensor] : [])];
   const attrs: StepAttrs = { varianceHalf, noise: noise?.kind ?? 'none', threshold: false, predictX0, ...(bound.kind === 'clip' && { clip: bound.range }) };
-  if (bound.kind !== 'quantile') return { x0: graph.add(samplerStepOp, inputs, attrs)[0] };
   // Imagen (Saharia et al. 2022), section 2.3: never below 1, so that images in range stay as they are.
-  const thresholds = quantileAbs(graph.add1(samplerPredictOp, inputs, attrs), bound.ratio, 1, bound.maxValue);
-  return { x0: graph.add(samplerStepOp, [...inputs, thresholds], { ...attrs, threshold: true })[0] };
+  const thresholds = bound.kind === 'quantile' ? [quantileAbs(graph.add1(samplerPredictOp, inputs, attrs), bound.ratio, 1, bound.maxValue)] : [];
+  const [x0] = graph.add(samplerStepOp, [...inputs, ...thresholds], { ...attrs, threshold: thresholds.length > 0 });
+  increment(counter);
+  return { x0 };
 }

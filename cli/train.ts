@@ -1,0 +1,64 @@
+import type { Command } from 'commander';
+import { Progress } from '../src/node/progress';
+import { runTraining } from '../src/node/train_run';
+import { openEngine, print } from './engine';
+import { positiveInteger } from './arguments';
+
+interface Options {
+  out: string;
+  resume?: boolean;
+  overwrite?: boolean;
+  stopAfter?: number;
+  json?: boolean;
+}
+
+export function addTrain(program: Command): void {
+  program
+    .command('train')
+    .description('train a model from a recipe; the whole step runs on the GPU')
+    .argument('<recipe>', 'JSON file with "model", "scheduler", "data" and "train"')
+    .requiredOption('--out <dir>', 'folder for checkpoints, metrics.jsonl and the loss curve')
+    .option('--resume', 'go on from the newest checkpoint in --out')
+    .option('--overwrite', 'start over in a folder that already holds a run')
+    .option('--stop-after <steps>', 'end at this step; the learning-rate schedule stays that of the recipe', positiveInteger)
+    .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')
+    .addHelpText('after', '\nExamples:\n  bruit train recipes/digits.json --out out/digits\n  bruit train recipes/digits.json --out out/digits --resume\n\nInterrupting (Ctrl-C) saves a checkpoint first; press it twice to stop at once.')
+    .action(async (recipe: string, options: Options) => {
+      const engine = await openEngine();
+      const abort = new AbortController();
+      const interrupt = () => {
+        if (abort.signal.aborted) process.exit(130);
+        process.stderr.write('\ninterrupted: saving a checkpoint\n');
+        abort.abort();
+      };
+      process.on('SIGINT', interrupt);
+      process.on('SIGTERM', interrupt);
+      let progress: Progress | undefined;
+      try {
+        const result = await runTraining(engine, {
+          recipe,
+          out: options.out,
+          resume: options.resume ?? false,
+          overwrite: options.overwrite ?? false,
+          ...(options.stopAfter !== undefined && { stopAfter: options.stopAfter }),
+          signal: abort.signal,
+          onStart: (trainer, total) => {
+            const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
+            const { plan } = trainer.step;
+            process.stderr.write(`${trainer.step.weights.count} weights on ${engine.profile.name}; activations ${mebibytes(plan.plannedBytes)} planned, ${mebibytes(plan.naiveBytes)} without reuse; ${mebibytes(engine.liveBytes)} of GPU memory in all\n`);
+            progress = new Progress({ total, label: 'train', unit: 'step', start: trainer.stepsDone, json: options.json ?? false });
+          },
+          onMetrics: (metrics) => {
+            const last = metrics[metrics.length - 1]!;
+            progress?.update(last.step + 1, { loss: metrics.reduce((s, m) => s + m.loss, 0) / metrics.length, lr: last.learningRate });
+          },
+        });
+        progress?.finish();
+        print(options.json, () => result, () => `${result.steps} steps, mean loss ${result.loss.toFixed(5)}\ncheckpoint  ${result.checkpoint ?? 'none'}\nloss curve  ${result.lossCurve}`);
+      } finally {
+        process.off('SIGINT', interrupt);
+        process.off('SIGTERM', interrupt);
+        engine.destroy();
+      }
+    });
+}

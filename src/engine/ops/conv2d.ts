@@ -1,0 +1,393 @@
+import conv2dShader from '../../../shaders/conv2d.wgsl';
+import gradWeightShader from '../../../shaders/conv2d_grad_weight.wgsl';
+import { BruitError } from '../errors';
+import type { Tensor, TensorSpec } from '../graph';
+import { defineOp, opTests, type LowerContext, type RefTensor } from '../op';
+import { vectorType } from '../pointwise_codegen';
+import { numel, showShape } from '../shape';
+import { reshape } from './reshape';
+import { splitSum } from './split_sum';
+import { sum } from './sum';
+
+export interface Conv2dOptions {
+  /** 1 by default. */
+  readonly stride?: number;
+  /** Zeros around the image: on all sides, or [top, bottom, left, right]. 0 by default. */
+  readonly padding?: number | readonly [number, number, number, number];
+  /** Reads x as if enlarged twice by nearest neighbour, without writing the enlarged image. */
+  readonly upsample?: boolean;
+}
+
+interface ConvAttrs {
+  readonly stride: number;
+  readonly padding: readonly [number, number, number, number];
+  readonly upsample: boolean;
+}
+
+/** Sizes of a convolution, whichever of its three tensors is computed. */
+interface Dimensions extends ConvAttrs {
+  readonly n: number;
+  /** Of the image that the filter moves over: x, after the upsampling. */
+  readonly h: number;
+  readonly w: number;
+  readonly c: number;
+  readonly r: number;
+  readonly s: number;
+  readonly k: number;
+  readonly p: number;
+  readonly q: number;
+}
+
+function dimensions(x: readonly number[], filter: readonly number[], attrs: ConvAttrs): Dimensions {
+  const { stride, padding, upsample } = attrs;
+  const shapes = `x ${showShape(x)}, w ${showShape(filter)}`;
+  if (x.length !== 4 || filter.length !== 4) throw new BruitError('shape', `x is [N,H,W,C] and w is [R,S,C,K]: ${shapes}`);
+  const [n, height, width, c] = x as [number, number, number, number];
+  const [r, s, cOfFilter, k] = filter as [number, number, number, number];
+  if (c !== cOfFilter) throw new BruitError('shape', `x has ${c} channels, the filter reads ${cOfFilter}: ${shapes}`);
+  if (!Number.isInteger(stride) || stride < 1) throw new BruitError('shape', `stride ${stride} must be an integer of at least 1`);
+  if (padding.some((p) => !Number.isInteger(p) || p < 0)) throw new BruitError('shape', `padding [${padding.join(', ')}] must be integers of at least 0`);
+  const h = upsample ? 2 * height : height;
+  const w = upsample ? 2 * width : width;
+  const p = Math.floor((h + padding[0] + padding[1] - r) / stride) + 1;
+  const q = Math.floor((w + padding[2] + padding[3] - s) / stride) + 1;
+  if (p < 1 || q < 1) throw new BruitError('shape', `a ${r}x${s} filter does not fit a ${h}x${w} image with padding [${padding.join(', ')}]: ${shapes}`);
+  return { ...attrs, n, h, w, c, r, s, k, p, q };
+}
+
+const roundUp = (x: number, step: number): number => Math.ceil(x / step) * step;
+
+interface Tile {
+  readonly size: number;
+  readonly include: string;
+}
+
+const directTiles: readonly Tile[] = [
+  { size: 16, include: 'lib/tile_16x16.wgsl' },
+  { size: 8, include: 'lib/tile_8x8.wgsl' },
+  { size: 4, include: 'lib/tile_4x4.wgsl' },
+];
+
+/** Invocations that fill a software adapter's vectors and cores. */
+const wantedInvocations = 256;
+
+/** The largest tile that leaves enough invocations, none much larger than the matrix. */
+const chooseTile = (tiles: readonly Tile[], count: (size: number) => number, wanted: number, m: number, n: number): Tile =>
+  tiles.find(({ size }) => count(size) >= wanted && m * 2 > size && n * 2 > size) ?? tiles[tiles.length - 1]!;
+
+/** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
+function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], temp, dispatch }: LowerContext<A>, d: Dimensions, gradient: boolean): void {
+  const [source, filter] = inputs as [Tensor, Tensor];
+  const channels = gradient ? d.k : d.c;
+  const n = gradient ? d.c : d.k;
+  const phaseEdge = gradient ? d.stride : 1;
+  const phases = phaseEdge ** 2;
+  const [height, width] = gradient ? [d.p, d.q] : [d.h, d.w];
+  const [yHeight, yWidth] = gradient ? [d.h, d.w] : [d.p, d.q];
+  const rows = Math.ceil(yHeight / phaseEdge);
+  const columns = Math.ceil(yWidth / phaseEdge);
+  const phaseM = d.n * rows * columns;
+  const taps = d.r * d.s;
+  const channels4 = roundUp(channels, 4);
+
+  const count = (size: number) => Math.ceil(phaseM / size) * Math.ceil(n / size) * phases;
+  const tile = chooseTile(directTiles, count, wantedInvocations, phaseM, n);
+  // Phases have different numbers of taps, so only the whole filter is split.
+  const splits = phases === 1 ? Math.min(taps, Math.ceil(wantedInvocations / count(tile.size))) : 1;
+  const sliceK = Math.ceil(taps / splits) * channels4;
+  const slices = Math.ceil((taps * channels4) / sliceK);
+  const target = slices === 1 ? y! : temp('partial sums', [slices, ...y!.shape]);
+
+  const xWide = channels % 4 === 0;
+  const wWide = d.k % 4 === 0;
+  const store = n % 4 === 0 ? 4 : 1;
+  dispatch({
+    shader: { file: 'conv2d.wgsl', text: conv2dShader },
+    entry: 'forward',
+    prologue: {
+      X: vectorType(source.dtype, xWide ? 4 : 1),
+      X4: vectorType(source.dtype, 4),
+      W: vectorType(filter.dtype, wWide ? 4 : 1),
+      W4: vectorType(filter.dtype, 4),
+      Y: vectorType(target.dtype, store),
+      V: vectorType('f32', store),
+      X_WIDE: xWide,
+      W_WIDE: wWide,
+      CHANNELS: `${channels4}u`,
+      CHANNEL_REST: `${channels % 4}u`,
+      GRADIENT: gradient,
+      UPSAMPLE: d.upsample && !gradient,
+    },
+    includes: { 'lib/tile_8x8.wgsl': tile.include, 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` },
+    bindings: { x: source, w: filter, y: target },
+    params: {
+      m: d.n * yHeight * yWidth,
+      n,
+      channels,
+      height,
+      width,
+      y_height: yHeight,
+      y_width: yWidth,
+      rows,
+      columns,
+      phase_m: phaseM,
+      taps_y: d.r,
+      taps_x: d.s,
+      stride: d.stride,
+      pad_top: d.padding[0],
+      pad_left: d.padding[2],
+      tiles_m: Math.ceil(phaseM / tile.size),
+      tiles_n: Math.ceil(n / tile.size),
+      slices,
+      slice_k: sliceK,
+    },
+    workgroups: Math.ceil((count(tile.size) * slices) / 32),
+    ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: source.bytes + filter.bytes + numel(target.shape) * 4 } }),
+  });
+  if ('temp' in target) dispatch(splitSum(target, y!, slices));
+}
+
+const flops = ({ n, p, q, k, c, r, s }: Dimensions): number => 2 * n * p * q * k * c * r * s;
+
+export const conv2dOp = defineOp<ConvAttrs>({
+  name: 'conv2d',
+  doc: 'y[n,p,q,k] = Σ x[n, p·stride + r − top, q·stride + s − left, c] · w[r,s,c,k], zero outside the image: cross-correlation of x [N,H,W,C] with w [R,S,C,K] as [N,P,Q,K], stored as x is. With `upsample`, x is read enlarged twice (nearest).',
+  infer([x, w], attrs) {
+    const { n, p, q, k } = dimensions(x!.shape, w!.shape, attrs);
+    return [{ shape: [n, p, q, k], dtype: x!.dtype }];
+  },
+  epilogueBuffers: 5,
+  lower(ctx) {
+    lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
+  },
+  flops: ([x, w], _, attrs) => flops(dimensions(x!.shape, w!.shape, attrs)),
+  grad({ graph, inputs: [x, w], outputGrads, attrs, needs }) {
+    const dy = outputGrads[0]!;
+    return [
+      needs[0] ? gradInput(dy, w!, x!.shape, attrs) : undefined,
+      needs[1] ? graph.add1(conv2dGradWeightOp, [x!, dy], { ...attrs, kernel: [w!.shape[0]!, w!.shape[1]!] }) : undefined,
+    ];
+  },
+});
+
+function gradInput(dy: Tensor, w: Tensor, shape: readonly number[], attrs: ConvAttrs): Tensor {
+  const [n, h, width, c] = shape as [number, number, number, number];
+  const scale = attrs.upsample ? 2 : 1;
+  const dx = dy.graph.add1(conv2dGradInputOp, [dy, w], { ...attrs, upsample: false, size: [scale * h, scale * width] });
+  if (!attrs.upsample) return dx;
+  // Each source pixel was read as four.
+  const columns = sum(reshape(dx, [n * h * 2 * width, 2, c]), [1]);
+  return reshape(sum(reshape(columns, [n * h, 2, width * c]), [1]), shape);
+}
+
+interface GradInputAttrs extends ConvAttrs {
+  /** Height and width of the input. */
+  readonly size: readonly [number, number];
+}
+
+const gradInputDimensions = ([dy, w]: readonly TensorSpec[], attrs: GradInputAttrs): Dimensions =>
+  checkGradient(dy!.shape, dimensions([dy!.shape[0]!, ...attrs.size, w!.shape[2]!], w!.shape, attrs));
+
+function checkGradient(dy: readonly number[], d: Dimensions): Dimensions {
+  const expected = [d.n, d.p, d.q, d.k];
+  if (showShape(dy) !== showShape(expected)) throw new BruitError('shape', `dy is ${showShape(dy)}, the convolution's result ${showShape(expected)}`);
+  return d;
+}
+
+export const conv2dGradInputOp = defineOp<GradInputAttrs>({
+  name: 'conv2d_grad_input',
+  doc: 'dL/dx [N,H,W,C] of conv2d from dL/dy [N,P,Q,K] and w [R,S,C,K]: each pixel gathers the results that read it. Also the transposed convolution.',
+  infer(inputs, attrs) {
+    const { n, h, w, c } = gradInputDimensions(inputs, attrs);
+    return [{ shape: [n, h, w, c], dtype: inputs[0]!.dtype }];
+  },
+  epilogueBuffers: 5,
+  lower(ctx) {
+    lowerProduct(ctx, gradInputDimensions(ctx.inputs, ctx.attrs), true);
+  },
+  flops: (inputs, _, attrs) => flops(gradInputDimensions(inputs, attrs)),
+  grad: { notDifferentiable: 'conv2d_grad_input appears in gradients only, and gradients of gradients are not built' },
+});
+
+interface GradWeightAttrs extends ConvAttrs {
+  /** Height and width of the filter. */
+  readonly kernel: readonly [number, number];
+}
+
+const gradWeightDimensions = ([x, dy]: readonly TensorSpec[], attrs: GradWeightAttrs): Dimensions =>
+  checkGradient(dy!.shape, dimensions(x!.shape, [...attrs.kernel, x!.shape[3]!, dy!.shape[3]!], attrs));
+
+export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
+  name: 'conv2d_grad_weight',
+  doc: 'dL/dw [R,S,C,K] (f32) of conv2d from x [N,H,W,C] and dL/dy [N,P,Q,K]: image rows are summed in slices and the slices in their order, so results repeat bit for bit.',
+  infer(inputs, attrs) {
+    const { r, s, c, k } = gradWeightDimensions(inputs, attrs);
+    return [{ shape: [r, s, c, k], dtype: 'f32' }];
+  },
+  epilogueBuffers: 5,
+  lower({ inputs, outputs: [dw], attrs, temp, dispatch }) {
+    const [x, dy] = inputs as [Tensor, Tensor];
+    const d = gradWeightDimensions(inputs, attrs);
+    const channels4 = roundUp(d.c, 4);
+    const m = d.r * d.s * channels4;
+    const rows = d.n * d.p;
+    const count = (size: number) => Math.ceil(m / size) * Math.ceil(d.k / size);
+    // The sum is split as finely as it takes to fill the adapter, so the tile needs not be small; a slice adds at most 8192 terms.
+    const tile = chooseTile(directTiles, (size) => count(size) * rows, wantedInvocations, m, d.k);
+    const splits = Math.min(rows, Math.max(Math.ceil(wantedInvocations / count(tile.size)), Math.ceil((rows * d.q) / 8192)));
+    const sliceRows = Math.ceil(rows / splits);
+    const slices = Math.ceil(rows / sliceRows);
+    const target = slices === 1 ? dw! : temp('partial sums', [slices, ...dw!.shape]);
+    const xWide = d.c % 4 === 0;
+    const store = d.k % 4 === 0 ? 4 : 1;
+    dispatch({
+      shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader },
+      entry: 'forward',
+      prologue: {
+        X: vectorType(x.dtype, xWide ? 4 : 1),
+        X4: vectorType(x.dtype, 4),
+        D: vectorType(dy.dtype, store),
+        D4: vectorType(dy.dtype, 4),
+        Y: vectorType('f32', store),
+        V: vectorType('f32', store),
+        X_WIDE: xWide,
+        D_WIDE: store === 4,
+        CHANNELS: `${channels4}u`,
+        COLUMNS: `${roundUp(d.q, 4)}u`,
+        COLUMN_REST: `${d.q % 4}u`,
+        UPSAMPLE: d.upsample,
+      },
+      includes: { 'lib/tile_8x8.wgsl': tile.include, 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` },
+      bindings: { x, dy, y: target },
+      params: {
+        m: d.r * d.s * d.c,
+        n: d.k,
+        channels: d.c,
+        height: d.h,
+        width: d.w,
+        dy_height: d.p,
+        dy_width: d.q,
+        taps_x: d.s,
+        stride: d.stride,
+        pad_top: d.padding[0],
+        pad_left: d.padding[2],
+        tiles_m: Math.ceil(m / tile.size),
+        tiles_n: Math.ceil(d.k / tile.size),
+        slices,
+        slice_rows: sliceRows,
+        rows,
+      },
+      workgroups: Math.ceil((count(tile.size) * slices) / 32),
+      ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: x.bytes + dy.bytes + numel(target.shape) * 4 } }),
+    });
+    if ('temp' in target) dispatch(splitSum(target, dw!, slices));
+  },
+  flops: (inputs, _, attrs) => flops(gradWeightDimensions(inputs, attrs)),
+  grad: { notDifferentiable: 'conv2d_grad_weight appears in gradients only, and gradients of gradients are not built' },
+});
+
+/**
+ * Convolution (cross-correlation) of x [N,H,W,C] with w [R,S,C,K] as [N,P,Q,K], P = ⌊(H + top + bottom − R)/stride⌋ + 1, stored as x is.
+ * Bias, activation and residual written after it are fused into its store.
+ */
+export function conv2d(x: Tensor, w: Tensor, { stride = 1, padding = 0, upsample = false }: Conv2dOptions = {}): Tensor {
+  return x.graph.add1(conv2dOp, [x, w], { stride, padding: typeof padding === 'number' ? [padding, padding, padding, padding] : padding, upsample });
+}
+
+/** Calls `visit(x index, w index, y index)` for every product of the convolution. */
+function eachProduct({ n, h, w, c, r, s, k, p, q, stride, padding, upsample }: Dimensions, visit: (x: number, w: number, y: number) => void): void {
+  const shrink = upsample ? 2 : 1;
+  for (let i = 0; i < n; i++) for (let oy = 0; oy < p; oy++) for (let ox = 0; ox < q; ox++) for (let fy = 0; fy < r; fy++) for (let fx = 0; fx < s; fx++) {
+    const iy = oy * stride + fy - padding[0];
+    const ix = ox * stride + fx - padding[2];
+    if (iy < 0 || ix < 0 || iy >= h || ix >= w) continue;
+    const source = ((i * (h / shrink) + Math.floor(iy / shrink)) * (w / shrink) + Math.floor(ix / shrink)) * c;
+    for (let ci = 0; ci < c; ci++) for (let ki = 0; ki < k; ki++) visit(source + ci, ((fy * s + fx) * c + ci) * k + ki, ((i * p + oy) * q + ox) * k + ki);
+  }
+}
+
+const f32 = (t: RefTensor): TensorSpec => ({ shape: t.shape, dtype: 'f32' });
+
+interface Case extends Partial<ConvAttrs> {
+  readonly name: string;
+  readonly x: readonly [number, number, number, number];
+  /** Filter height, width, and result channels. */
+  readonly w: readonly [number, number, number];
+  readonly large?: boolean;
+}
+
+const same = [1, 1, 1, 1] as const;
+
+/** Shapes that all three ops are tested with. */
+const caseShapes: readonly Case[] = [
+  { name: 'one element', x: [1, 1, 1, 1], w: [1, 1, 1] },
+  { name: '3x3, padded', x: [2, 6, 5, 8], w: [3, 3, 12], padding: same },
+  { name: '3x3, prime sizes and channels', x: [2, 7, 11, 5], w: [3, 3, 7], padding: same },
+  { name: '1x1 shortcut', x: [2, 5, 3, 12], w: [1, 1, 20] },
+  { name: 'RGB in', x: [2, 9, 8, 3], w: [3, 3, 16], padding: same },
+  { name: 'RGB out', x: [2, 9, 8, 16], w: [3, 3, 3], padding: same },
+  { name: 'grey in', x: [3, 8, 8, 1], w: [3, 3, 20], padding: same },
+  { name: 'stride 2', x: [2, 8, 8, 8], w: [3, 3, 8], stride: 2, padding: same },
+  { name: 'stride 2, padded below and right, as downsamplers do', x: [2, 9, 8, 4], w: [3, 3, 8], stride: 2, padding: [0, 1, 0, 1] },
+  { name: 'stride 3, filter 4x2, uneven padding', x: [1, 11, 10, 6], w: [4, 2, 5], stride: 3, padding: [2, 0, 1, 3] },
+  { name: 'stride beyond the filter', x: [1, 9, 9, 4], w: [2, 2, 4], stride: 4 },
+  { name: 'patches of 4x4', x: [2, 8, 12, 3], w: [4, 4, 12], stride: 4 },
+  { name: 'padding beyond the filter', x: [1, 3, 4, 4], w: [2, 3, 4], padding: [3, 4, 0, 5] },
+  { name: '7x7', x: [1, 8, 9, 4], w: [7, 7, 8], padding: [3, 3, 3, 3] },
+  { name: 'one beyond tiles', x: [1, 13, 10, 68], w: [3, 3, 65], padding: same, large: true },
+  { name: 'small image, split taps', x: [1, 4, 4, 64], w: [3, 3, 64], padding: same, large: true },
+  { name: 'U-Net at 28', x: [4, 28, 28, 32], w: [3, 3, 48], padding: same, large: true },
+  { name: 'U-Net at 7', x: [16, 7, 7, 64], w: [3, 3, 64], padding: same, large: true },
+];
+
+/** Rounding of sums of n products of normal numbers: about 6e-8·√n of their size, and the largest value is some of these. */
+const toleranceOf = (terms: number): number => 3e-6 + 1.5e-7 * Math.sqrt(terms);
+
+function cases<A extends ConvAttrs>(make: (d: Dimensions, x: readonly number[], w: readonly number[], attrs: ConvAttrs) => { shapes: readonly (readonly number[])[]; attrs: A; terms: number }, list: readonly Case[]) {
+  return list.map(({ name, x, w: [r, s, k], large, stride = 1, padding = [0, 0, 0, 0], upsample = false }) => {
+    const attrs: ConvAttrs = { stride, padding, upsample };
+    const w = [r, s, x[3], k];
+    const made = make(dimensions(x, w, attrs), x, w, attrs);
+    return { name, inputs: made.shapes.map((shape) => ({ shape })), attrs: made.attrs, tolerance: toleranceOf(made.terms), ...(large && { skipGrad: true, bench: true }) };
+  });
+}
+
+const upsampled: readonly Case[] = [
+  { name: 'upsampled', x: [2, 4, 5, 8], w: [3, 3, 4], padding: same, upsample: true },
+  { name: 'upsampled, odd channels, stride 2', x: [1, 5, 3, 3], w: [3, 3, 5], padding: same, stride: 2, upsample: true },
+];
+
+export const tests = [
+  opTests<ConvAttrs>({
+    op: conv2dOp,
+    reference([x, w], attrs) {
+      const d = dimensions(x!.shape, w!.shape, attrs);
+      const y = new Float64Array(d.n * d.p * d.q * d.k);
+      eachProduct(d, (i, j, o) => (y[o]! += x!.data[i]! * w!.data[j]!));
+      return [y];
+    },
+    cases: [
+      ...cases((d, x, w, attrs) => ({ shapes: [x, w], attrs, terms: d.r * d.s * d.c }), [...caseShapes, ...upsampled]),
+    ],
+  }),
+  opTests<GradInputAttrs>({
+    op: conv2dGradInputOp,
+    reference([dy, w], attrs) {
+      const d = gradInputDimensions([f32(dy!), f32(w!)], attrs);
+      const dx = new Float64Array(d.n * d.h * d.w * d.c);
+      eachProduct(d, (i, j, o) => (dx[i]! += dy!.data[o]! * w!.data[j]!));
+      return [dx];
+    },
+    cases: cases((d, x, w, attrs) => ({ shapes: [[d.n, d.p, d.q, d.k], w], attrs: { ...attrs, size: [x[1]!, x[2]!] as const }, terms: d.r * d.s * d.k }), caseShapes),
+  }),
+  opTests<GradWeightAttrs>({
+    op: conv2dGradWeightOp,
+    reference([x, dy], attrs) {
+      const d = gradWeightDimensions([f32(x!), f32(dy!)], attrs);
+      const dw = new Float64Array(d.r * d.s * d.c * d.k);
+      eachProduct(d, (i, j, o) => (dw[j]! += x!.data[i]! * dy!.data[o]!));
+      return [dw];
+    },
+    cases: cases((d, x, w, attrs) => ({ shapes: [x, [d.n, d.p, d.q, d.k]], attrs: { ...attrs, kernel: [w[0]!, w[1]!] as const }, terms: d.n * d.p * d.q }), [...caseShapes, ...upsampled]),
+  }),
+];

@@ -1,0 +1,362 @@
+/**
+ * Running a {@link SamplerProgram} on the GPU: one graph is one step (input, model, guidance, noise, update), compiled once and replayed for
+ * each row of the coefficient table. Which row it is, the GPU counts itself, so a run reads nothing back and creates nothing.
+ */
+import type { Engine } from '../engine/device';
+import { BruitError, check } from '../engine/errors';
+import { Graph, type Tensor } from '../engine/graph';
+import { guidance as guide } from '../engine/ops/guidance';
+import { scale } from '../engine/ops/pointwise';
+import { randomNormal } from '../engine/ops/random';
+import { samplerInput, samplerStep, type SamplerState, type SamplerStepOptions } from '../engine/ops/sampler_step';
+import { compile, type BufferView, type Program } from '../engine/program';
+import { RngStream, seedKey } from '../engine/rng';
+import { numel, showShape } from '../engine/shape';
+import { packProgram, STEP_STRIDE, type SamplerProgram } from './program';
+
+/** What may change from run to run without compiling anew. */
+export interface SamplerInputs {
+  /** Key of all random numbers, a whole number from 0 to 2^53 − 1; 0 by default. */
+  readonly seed?: number;
+  /** Number of the batch's first sample in the whole job: sample i is drawn from (seed, sampleOffset + i) whatever batch it is in. */
+  readonly sampleOffset?: number;
+  /** One label per image: class numbers (Int32Array), or D numbers each (Float32Array of N·D). Type and size are fixed by the first ones. */
+  readonly labels?: Int32Array | Float32Array;
+  /** Standard normal start noise [N, C, H, W] as in diffusers, to be multiplied by `initNoiseSigma` here; `null` draws it from the seed again. */
+  readonly latents?: Float32Array | null;
+  /** The recorded draws of a run [noiseDraws, N, C, H, W], where the sampler was made for them. */
+  readonly noise?: Float32Array;
+  readonly guidanceScale?: number;
+}
+
+export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> {
+  readonly program: SamplerProgram;
+  /** [N, C, H, W] of the sample. */
+  readonly shape: readonly [number, number, number, number];
+  /**
+   * Adds the model to the graph: `x` f32 [N, C, H, W] is already scaled, `timestep` is f32 [N], `labels` is i32 or f32 [N] (or f32 [N, D]);
+   * N is twice as large under guidance. Returns [N, C, H, W], or [N, 2C, H, W] with a variance half.
+   */
+  readonly model: (graph: Graph, x: Tensor, timestep: Tensor, labels: Tensor | undefined) => Tensor;
+  /** Memory of the model's weights; asked for after `model` has made them. */
+  readonly bindings?: () => ReadonlyMap<Tensor, BufferView>;
+  /** Classifier-free guidance: u + scale · (c − u), u being the model's output for `nullLabel`. Needs `labels`. */
+  readonly guidance?: { readonly scale: number; readonly nullLabel: number };
+  /** Keep the predicted x0 of each step, so that runs may show previews. */
+  readonly preview?: boolean;
+}
+
+/** The state after step `step` (from 0) of `total`. Arrays are [N, C, H, W] and the receiver's own. */
+export interface SamplerPreview {
+  readonly step: number;
+  readonly total: number;
+  /** x_t, as the next step will read it. */
+  readonly sample: Float32Array;
+  /** The predicted x0, bounded as the program bounds it. */
+  readonly x0: Float32Array;
+}
+
+export interface SamplerRunOptions {
+  /** Looked at between steps; at most a tenth of a second's steps (and at least two) are queued ahead. */
+  readonly signal?: AbortSignal;
+  /** Called when the GPU has done a step. */
+  readonly onProgress?: (done: number, total: number) => void;
+  /** Called some time after the step, in order; the loop goes on meanwhile. */
+  readonly onPreview?: (preview: SamplerPreview) => void;
+  /** A preview after every so many steps and after the last; 1 by default. */
+  readonly previewEvery?: number;
+}
+
+/** Compiles a sampler for one batch shape. Pipelines are shared with everything else on the engine. */
+export async function createGpuSampler(engine: Engine, options: GpuSamplerOptions): Promise<GpuSampler> {
+  const { program, shape, guidance, labels } = options;
+  const [n, channels] = shape;
+  const copies = guidance ? 2 : 1;
+  check(program.steps.length > 0, 'config', () => `${program.className}: a program without steps`);
+  check(!guidance || labels, 'input', () => 'guidance needs labels: it compares predictions with and without them');
+
+  const graph = new Graph();
+  const state: SamplerState = {
+    table: graph.constant('sampler.table', [program.steps.length, STEP_STRIDE], packProgram(program)),
+    counter: graph.state('sampler.counter', [1], 'u32'),
+    sample: graph.state('sampler.sample', shape),
+    slots: graph.state('sampler.slots', program.slots ? [program.slots, numel(shape)] : [1]),
+  };
+  const seed = graph.input('seed', [2], 'u32');
+  const samples = graph.input('samples', [n], 'u32');
+  const guidanceScale = graph.input('guidance_scale', [1]);
+  let labelInput: Tensor | undefined;
+  if (labels) {
+    const width = labels.length / n;
+    check(Number.isInteger(width) && width >= 1, 'input', () => `${labels.length} labels for ${n} images`);
+    const integers = labels instanceof Int32Array;
+    check(!integers || width === 1, 'input', () => `class numbers are one per image: got ${labels.length} for ${n} images`);
+    labelInput = graph.input('labels', width === 1 ? [copies * n] : [copies * n, width], integers ? 'i32' : 'f32');
+  }
+
+  const { input, timestep, draw } = samplerInput(state, copies);
+  let output = options.model(graph, input, timestep, labelInput);
+  if (guidance) output = guide(output, guidanceScale, channels);
+  let noise: SamplerStepOptions['noise'];
+  if (program.noiseDraws > 0) {
+    if (options.noise) noise = { kind: 'recorded', tensor: graph.input('noise', [program.noiseDraws, ...shape]) };
+    else noise = { kind: 'drawn', tensor: randomNormal({ graph, shape, seed, samples, step: draw, stream: RngStream.noise }) };
+  }
+  const { varianceHalf, bound } = program;
+  const { x0 } = samplerStep(state, { output, varianceHalf, bound, ...(noise && { noise }), predictX0: options.preview === true });
+
+  const step = await compile(engine, graph, { outputs: x0 ? [x0] : [], ...(options.bindings && { bindings: options.bindings() }), label: 'sampler' });
+  try {
+    const begin = new Graph();
+    const beginSeed = begin.input('seed', [2], 'u32');
+    const beginSamples = begin.input('samples', [n], 'u32');
+    // Step 0 of the random numbers; the steps of the program are 1, 2, ….
+    const z = randomNormal({ graph: begin, shape, seed: beginSeed, samples: beginSamples, step: begin.constant('step', [1], Uint32Array.of(0)), stream: RngStream.noise });
+    const start = await compile(engine, begin, { outputs: [], bindings: new Map([[scale(z, program.initNoiseSigma), step.view(state.sample)]]), label: 'sampler.start' });
+    try {
+      const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, begin: { seed: beginSeed, samples: beginSamples } };
+      const sampler = new GpuSampler(engine, options, step, start, leaves);
+      const { seed: key = 0, sampleOffset = 0, latents = null, noise: recorded } = options;
+      sampler.set({ seed: key, sampleOffset, latents, ...(labels && { labels }), ...(recorded && { noise: recorded }), ...(guidance && { guidanceScale: guidance.scale }) });
+      return sampler;
+    } catch (e) {
+      start.destroy();
+      throw e;
+    }
+  } catch (e) {
+    step.destroy();
+    throw e;
+  }
+}
+
+interface Leaves {
+  readonly state: SamplerState;
+  readonly seed: Tensor;
+  readonly samples: Tensor;
+  readonly guidanceScale: Tensor;
+  readonly labels: Tensor | undefined;
+  readonly noise: Tensor | undefined;
+  readonly x0: Tensor | undefined;
+  /** Inputs of the program that draws the start noise. */
+  readonly begin: { readonly seed: Tensor; readonly samples: Tensor };
+}
+
+/** A compiled sampler: {@link run} it as often as wanted, with other {@link SamplerInputs} or the same. Made by {@link createGpuSampler}. */
+export class GpuSampler {
+  private latents: Float32Array | null = null;
+  private running = false;
+  private readonly previews: PreviewRing | undefined;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly options: GpuSamplerOptions,
+    /** One step, to be profiled; running it by itself moves the sampler on. */
+    readonly stepProgram: Program,
+    private readonly startProgram: Program,
+    private readonly leaves: Leaves,
+  ) {
+    const { x0, state } = leaves;
+    if (x0) this.previews = new PreviewRing(engine, [stepProgram.view(x0), stepProgram.view(state.sample)], state.sample.bytes);
+  }
+
+  /** Changes inputs of later runs; those not named stay. */
+  set(inputs: SamplerInputs): void {
+    this.assertIdle('set');
+    const { shape, program, guidance } = this.options;
+    const { leaves, stepProgram: step, startProgram: start } = this;
+    const { seed, sampleOffset, labels, latents, noise, guidanceScale } = inputs;
+    const count = numel(shape);
+    if (seed !== undefined) {
+      const key = Uint32Array.from(seedKey(seed));
+      step.write(leaves.seed, key);
+      start.write(leaves.begin.seed, key);
+    }
+    if (sampleOffset !== undefined) {
+      check(Number.isInteger(sampleOffset) && sampleOffset >= 0 && sampleOffset + shape[0] <= 2 ** 32, 'input', () => `sampleOffset ${sampleOffset} is no whole number from 0 to 2^32 − ${shape[0]}`);
+      const samples = Uint32Array.from({ length: shape[0] }, (_, i) => sampleOffset + i);
+      step.write(leaves.samples, samples);
+      start.write(leaves.begin.samples, samples);
+    }
+    if (labels) {
+      const t = leaves.labels;
+      check(t, 'input', () => 'labels were given, but the sampler was made without');
+      const wanted = numel(t.shape) / (guidance ? 2 : 1);
+      check(labels.length === wanted && labels instanceof Int32Array === (t.dtype === 'i32'), 'input', () => `labels: expected ${wanted} numbers as ${t.dtype === 'i32' ? 'Int32Array' : 'Float32Array'}, got ${labels.length} as ${labels.constructor.name}`);
+      const all = labels instanceof Int32Array ? new Int32Array(numel(t.shape)) : new Float32Array(numel(t.shape));
+      if (guidance) all.fill(guidance.nullLabel, 0, wanted);
+      all.set(labels, all.length - wanted);
+      step.write(t, all);
+    }
+    if (latents) check(latents.length === count, 'input', () => `latents: ${latents.length} numbers do not fill ${showShape(shape)}`);
+    if (latents !== undefined) this.latents = latents && latents.map((z) => z * program.initNoiseSigma);
+    if (noise && program.noiseDraws > 0) {
+      const t = leaves.noise;
+      check(t, 'input', () => 'recorded noise was given, but the sampler was made to draw its own');
+      check(noise.length === numel(t.shape), 'input', () => `noise: ${noise.length} numbers do not fill ${showShape(t.shape)}: ${program.className} takes ${program.noiseDraws} draws`);
+      step.write(t, noise);
+    }
+    if (guidanceScale !== undefined) {
+      check(guidance, 'input', () => 'guidanceScale was given, but the sampler was made without guidance');
+      check(Number.isFinite(guidanceScale), 'input', () => `guidanceScale ${guidanceScale} is not a finite number`);
+      step.write(leaves.guidanceScale, Float32Array.of(guidanceScale));
+    }
+  }
+
+  /**
+   * Samples from the start. Resolves when the GPU has done the last step.
+   * @throws BruitError `aborted` if the signal asked for it (the sampler may be run again), `device` if the device was lost.
+   */
+  async run(options: SamplerRunOptions = {}): Promise<void> {
+    this.assertIdle('run');
+    const { signal, onProgress, onPreview, previewEvery = 1 } = options;
+    const total = this.options.program.steps.length;
+    const { previews } = this;
+    check(!onPreview || previews, 'input', () => 'onPreview needs a sampler made with preview: true');
+    check(Number.isInteger(previewEvery) && previewEvery >= 1, 'input', () => `previewEvery ${previewEvery} must be a whole number of at least 1`);
+    const proceed = (done: number) => {
+      if (signal?.aborted) throw new BruitError('aborted', `sampling was aborted after ${done} of ${total} steps`, { cause: signal.reason });
+    };
+
+    proceed(0);
+    this.running = true;
+    let ended = false;
+    let done = 0;
+    const queued: Promise<void>[] = [];
+    try {
+      this.restart();
+      const pace = new Pace();
+      for (let step = 0; step < total; step++) {
+        while (queued.length >= pace.depth) await queued.shift();
+        proceed(done);
+        this.stepProgram.run();
+        if (onPreview && ((step + 1) % previewEvery === 0 || step + 1 === total)) {
+          await previews!.capture(([x0, sample]) => {
+            if (!ended && !signal?.aborted) onPreview({ step, total, x0: x0!, sample: sample! });
+          });
+        }
+        queued.push(
+          this.stepProgram.done().then(() => {
+            pace.tick();
+            done = step + 1;
+            if (!ended && !signal?.aborted) onProgress?.(done, total);
+          }),
+        );
+      }
+      await Promise.all(queued);
+      await previews?.settled();
+      proceed(done);
+    } finally {
+      ended = true;
+      // Nothing of this run may touch the buffers or callbacks of the next.
+      await Promise.allSettled([...queued, previews?.settled()]);
+      previews?.reset();
+      this.running = false;
+    }
+  }
+
+  /** Counter and slots to zero, the sample to its start. */
+  private restart(): void {
+    const { counter, sample, slots } = this.leaves.state;
+    this.stepProgram.write(counter, Uint32Array.of(0));
+    // A run that ended in infinities must not leave them to the next: 0 times infinity is not 0.
+    const { buffer, offset } = this.stepProgram.view(slots);
+    const encoder = this.engine.device.createCommandEncoder();
+    encoder.clearBuffer(buffer, offset, slots.bytes);
+    this.engine.device.queue.submit([encoder.finish()]);
+    if (this.latents) this.stepProgram.write(sample, this.latents);
+    else this.startProgram.run();
+  }
+
+  /** The sample of the last run, [N, C, H, W]. */
+  read(): Promise<Float32Array> {
+    return this.stepProgram.read(this.leaves.state.sample);
+  }
+
+  /** The sample in GPU memory: f32 [N, C, H, W]. */
+  get sampleView(): BufferView {
+    return this.stepProgram.view(this.leaves.state.sample);
+  }
+
+  /** The predicted x0 of the last step in GPU memory, f32 [N, C, H, W], where the sampler was made with `preview`. */
+  get x0View(): BufferView | undefined {
+    return this.leaves.x0 && this.stepProgram.view(this.leaves.x0);
+  }
+
+  /** Frees what the sampler made; weights are the caller's. A run in progress fails. */
+  destroy(): void {
+    this.stepProgram.destroy();
+    this.startProgram.destroy();
+    this.previews?.destroy();
+  }
+
+  private assertIdle(what: string): void {
+    this.engine.assertAlive();
+    check(!this.running, 'input', () => `${what}: the sampler is running; wait for run() to settle`);
+  }
+}
+
+/** How many steps to keep queued: enough to keep the GPU busy while the host is told, few enough that an abort is felt soon. */
+class Pace {
+  depth = 2;
+  private last = performance.now();
+
+  /** A step is done. */
+  tick(): void {
+    const now = performance.now();
+    const milliseconds = Math.max(now - this.last, 1);
+    this.last = now;
+    this.depth = Math.min(Math.max(Math.ceil(100 / milliseconds), 2), 16);
+  }
+}
+
+const MapMode = { READ: 1 } as const;
+const BufferUsage = { MAP_READ: 1, COPY_DST: 8 } as const;
+
+/** Staging buffers for previews, used in turn: a copy is queued behind the step and mapped when the GPU gets there. */
+class PreviewRing {
+  private readonly slots: { readonly buffer: GPUBuffer; pending: Promise<void> }[];
+  private next = 0;
+
+  constructor(
+    private readonly engine: Engine,
+    private readonly sources: readonly BufferView[],
+    private readonly bytes: number,
+  ) {
+    this.slots = Array.from({ length: 3 }, (_, i) => ({
+      buffer: engine.createBuffer(`sampler.preview${i}`, bytes * sources.length, BufferUsage.MAP_READ | BufferUsage.COPY_DST),
+      pending: Promise.resolve(),
+    }));
+  }
+
+  /** Queues a copy of the sources and returns; `deliver` gets it later. Waits only while all buffers are under way. */
+  async capture(deliver: (data: Float32Array[]) => void): Promise<void> {
+    const slot = this.slots[this.next++ % this.slots.length]!;
+    await slot.pending;
+    const { device } = this.engine;
+    const { bytes, sources } = this;
+    const encoder = device.createCommandEncoder();
+    sources.forEach(({ buffer, offset }, i) => encoder.copyBufferToBuffer(buffer, offset, slot.buffer, i * bytes, bytes));
+    device.queue.submit([encoder.finish()]);
+    slot.pending = slot.buffer.mapAsync(MapMode.READ).then(() => {
+      const data = sources.map((_, i) => new Float32Array(slot.buffer.getMappedRange(i * bytes, bytes).slice(0)));
+      slot.buffer.unmap();
+      deliver(data);
+    });
+    // It is awaited later; until then a failure must not count as unhandled.
+    slot.pending.catch(() => undefined);
+  }
+
+  /** Resolves when all copies were delivered; rejects as the first that failed. */
+  async settled(): Promise<void> {
+    await Promise.all(this.slots.map((s) => s.pending));
+  }
+
+  /** Forgets failures of an earlier run. */
+  reset(): void {
+    for (const s of this.slots) s.pending = Promise.resolve();
+  }
+
+  destroy(): void {
+    for (const s of this.slots) this.engine.destroyBuffer(s.buffer);
+  }
+}

@@ -1,0 +1,51 @@
+/** Picks what to recompute from a case's own JSON. */
+import type { Engine } from '../engine/device';
+import { BruitError } from '../engine/errors';
+import { isJsonObject } from '../io/json';
+import { parseUNet2DConfig } from '../model/unet2d';
+import { isHybridLossCase, verifyHybridLoss } from './hybrid_loss';
+import { isLearningRatesCase, verifyLearningRates } from './learning_rates';
+import { CaseReport, type CaseFolder } from './report';
+import { isSchedulersCase, verifySchedulers } from './schedulers';
+import { isTrainingCase, verifyTraining } from './training';
+import { verifyUNet2D } from './unet2d';
+
+/**
+ * Recomputes a reference case on the engine's adapter and compares it with its records.
+ * @throws BruitError `input` for a folder that is no case, or a case of a kind that is not supported; `config`, `safetensors`, … for broken files.
+ */
+export async function verifyCase(engine: Engine, folder: CaseFolder): Promise<CaseReport> {
+  const report = new CaseReport();
+  const has = (file: string) => folder.files.includes(file);
+  const json = async (file: string): Promise<unknown> => (has(file) ? folder.json(file) : undefined);
+
+  if (has('config.json')) await verifyModel(report, engine, folder, json);
+  else if (has('cases.json')) {
+    const cases = await json('cases.json');
+    if (!isSchedulersCase(cases)) throw unknownKind(folder, 'cases.json holds no entry with "class" and "config"');
+    await verifySchedulers(report, engine, folder, cases);
+  } else if (has('case.json')) {
+    const description = await json('case.json');
+    if (isHybridLossCase(description)) await verifyHybridLoss(report, engine, folder, description);
+    else if (isLearningRatesCase(description)) verifyLearningRates(report, description, 'case.json');
+    else throw unknownKind(folder, 'case.json describes neither a hybrid loss nor learning rates');
+  } else throw unknownKind(folder, folder.files.length ? 'it has no config.json, case.json or cases.json' : 'it is empty');
+
+  if (report.comparisons.length === 0) throw new BruitError('input', `${folder.name}: nothing in this case could be recomputed: its files hold no record that belongs to ${report.kinds.join(', ') || 'its config'}`);
+  return report;
+}
+
+async function verifyModel(report: CaseReport, engine: Engine, folder: CaseFolder, json: (file: string) => Promise<unknown>): Promise<void> {
+  const raw = await json('config.json');
+  const name = isJsonObject(raw) ? (raw._class_name ?? (raw.architectures as string[] | undefined)?.[0]) : undefined;
+  if (name !== 'UNet2DModel') throw new BruitError('input', `${folder.name}: ${typeof name === 'string' ? `${name} is not supported (yet)` : 'config.json names no class (_class_name)'}; bruit verifies UNet2DModel, schedulers, hybrid losses and learning rates`);
+  const config = parseUNet2DConfig(raw, `${folder.name}/config.json`);
+  const has = (file: string) => folder.files.includes(file);
+  const [own, train] = [await json('case.json'), await json('train.json')];
+  if (has('io.safetensors') && (await folder.tensors('io.safetensors')).tensors.has('sample')) await verifyUNet2D(report, engine, folder, config);
+  if (isTrainingCase(train)) await verifyTraining(report, engine, folder, config, train, { jsonFile: 'train.json', file: 'train.safetensors' });
+  if (isTrainingCase(own)) await verifyTraining(report, engine, folder, config, own, { jsonFile: 'case.json', file: 'io.safetensors' });
+  if (report.kinds.length === 0) throw unknownKind(folder, 'a UNet2DModel, but with neither io.safetensors of a forward pass ("sample", "timestep") nor a training record');
+}
+
+const unknownKind = (folder: CaseFolder, why: string): BruitError => new BruitError('input', `${folder.name} is not a reference case that bruit knows: ${why}`);

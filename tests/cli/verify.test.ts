@@ -1,0 +1,130 @@
+import { existsSync } from 'node:fs';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+import { openTensorFile } from '../../src/node/file_source';
+import { goldenJson, goldenPath, loadGolden } from '../helpers/golden';
+import { bruit, copyOfCase, perturb, temporary } from './bruit';
+
+interface Tensor {
+  file: string;
+  name: string;
+  verdict: string;
+  max_abs_difference: number;
+}
+
+/** What a case's inputs are, which no check recomputes, and what it cannot recompute. */
+const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output)$|\.noise$/;
+const cases: Record<string, { files: string[]; impossible: RegExp }> = {
+  unet2d_class_cond: { files: ['io.safetensors'], impossible: /^$/ },
+  unet2d_old_names: { files: ['io.safetensors'], impossible: /^$/ },
+  unet2d_cifar_tiny: { files: ['io.safetensors', 'train.safetensors'], impossible: /^$/ },
+  half_weights: { files: ['io.safetensors'], impossible: /^output_fp32_weights$/ },
+  train_unet2d_vpred: { files: ['io.safetensors'], impossible: /weight_snr_plus_one_inside$/ },
+  hybrid_loss: { files: ['io.safetensors'], impossible: /^$/ },
+  schedulers: { files: ['io.safetensors'], impossible: /^$/ },
+};
+
+describe('reference cases', () => {
+  test.each(Object.entries(cases))('%s: every record is recomputed, agrees, and is written', async (name, { files, impossible }) => {
+    const out = join(await temporary(), 'out');
+    const { code, stdout, stderr } = await bruit('verify', goldenPath(name), '--out', out, '--json');
+    expect(stderr).toBe('');
+    const result = JSON.parse(stdout) as { ok: boolean; first_divergence: string | null; tensors: Tensor[]; not_recomputed: Tensor[] };
+    expect({ code, ok: result.ok, first: result.first_divergence }).toEqual({ code: 0, ok: true, first: null });
+    for (const file of files) {
+      const golden = loadGolden(name, file);
+      const wanted = [...golden.keys()].filter((key) => !inputs.test(key) && !impossible.test(key)).sort();
+      expect(result.tensors.filter((t) => t.file === file).map((t) => t.name).sort()).toEqual(wanted);
+      expect(result.not_recomputed.filter((t) => t.file === file).map((t) => t.name).every((key) => impossible.test(key))).toBe(true);
+      const written = await openTensorFile(join(out, file));
+      expect([...written.tensors.keys()].sort()).toEqual(wanted);
+      for (const [key, { shape }] of written.tensors) {
+        const { data, ...expected } = golden.get(key)!;
+        expect(shape, key).toEqual(expected.shape);
+        const actual = await written.readF32(key);
+        const difference = data.reduce((worst, v, i) => Math.max(worst, Math.abs(v - actual[i]!)), 0);
+        expect(difference, key).toBeLessThanOrEqual(result.tensors.find((t) => t.name === key && t.file === file)!.max_abs_difference * (1 + 1e-6) || (name === 'hybrid_loss' ? 1e-4 : 0));
+      }
+      await written.close();
+    }
+  });
+
+  test('learning_rates: numbers in JSON', async () => {
+    const out = join(await temporary(), 'out');
+    expect((await bruit('verify', goldenPath('learning_rates'), '--out', out)).code).toBe(0);
+    const { values } = JSON.parse(await readFile(join(out, 'case.json'), 'utf8')) as { values: Record<string, number[]> };
+    const golden = goldenJson<{ values: Record<string, number[]> }>('learning_rates', 'case.json').values;
+    expect(Object.keys(values)).toEqual(Object.keys(golden));
+    for (const [name, rates] of Object.entries(golden)) rates.forEach((rate, i) => expect(values[name]![i]).toBeCloseTo(rate, 16));
+  });
+});
+
+describe('misses', () => {
+  test('a wrong weight is found at the first layer behind it', async () => {
+    const path = await copyOfCase('unet2d_class_cond');
+    await perturb(join(path, 'diffusion_pytorch_model.safetensors'), 'mid_block.resnets.0.conv1.weight', 1);
+    const { code, stdout } = await bruit('verify', path);
+    expect(code).toBe(1);
+    expect(stdout).toMatch(/^act\.down_blocks\.1\.resnets\.0 .* ok$/m);
+    expect(stdout).toMatch(/^act\.mid_block .* MISS$/m);
+    expect(stdout).toMatch(/^output .* MISS$/m);
+    expect(stdout).toContain('The first to diverge is mid_block:');
+  });
+
+  test('a wrong record alone is a miss too', async () => {
+    const path = await copyOfCase('unet2d_old_names');
+    await perturb(join(path, 'io.safetensors'), 'act.up_blocks.0', 0.01);
+    const { code, stdout } = await bruit('verify', path, '--json');
+    expect(code).toBe(1);
+    const result = JSON.parse(stdout) as { first_divergence: string; tensors: Tensor[] };
+    expect(result.first_divergence).toBe('up_blocks.0');
+    expect(result.tensors.filter((t) => t.verdict === 'miss').map((t) => t.name)).toEqual(['act.up_blocks.0']);
+  });
+
+  test('a learning rate off by a millionth', async () => {
+    const path = await copyOfCase('learning_rates');
+    const json = goldenJson<{ values: { cosine: number[] } }>('learning_rates', 'case.json');
+    json.values.cosine[50]! *= 1 + 1e-6;
+    await writeFile(join(path, 'case.json'), JSON.stringify(json));
+    expect(await bruit('verify', path)).toMatchObject({ code: 1, stdout: expect.stringContaining('The first to diverge is cosine') });
+  });
+});
+
+describe('bad cases', () => {
+  const changes: [string, string, (path: string) => Promise<void>][] = [
+    ['a model of another class', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), '{"_class_name": "UNet2DConditionModel"}')],
+    ['a config with a misspelt entry', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), JSON.stringify({ ...goldenJson<object>('unet2d_class_cond', 'config.json'), norm_groups: 4 }))],
+    ['a config that the weights do not fit', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), JSON.stringify({ ...goldenJson<object>('unet2d_class_cond', 'config.json'), num_class_embeds: 11 }))],
+    ['no weights', 'unet2d_class_cond', async (path) => rm(join(path, 'diffusion_pytorch_model.safetensors'))],
+    ['broken JSON', 'schedulers', async (path) => writeFile(join(path, 'cases.json'), '{"a": ')],
+    ['an unknown scheduler', 'schedulers', async (path) => writeFile(join(path, 'cases.json'), '{"a": {"class": "KarrasVeScheduler", "config": {}, "num_inference_steps": 5}}')],
+    ['a case of another kind', 'learning_rates', async (path) => writeFile(join(path, 'case.json'), '{"note": "features"}')],
+    ['no case at all', 'learning_rates', async (path) => rm(join(path, 'case.json'))],
+  ];
+
+  test('one line that says what is wrong', async () => {
+    const seen: Record<string, string> = {};
+    for (const [what, name, change] of changes) {
+      const path = await copyOfCase(name);
+      await change(path);
+      const { code, stdout, stderr } = await bruit('verify', path);
+      expect(stdout, what).toBe('');
+      expect(stderr.split('\n').length, stderr).toBe(2);
+      seen[what] = `${code} ${stderr.trim().replaceAll(path, 'CASE')}`;
+    }
+    expect(seen).toMatchInlineSnapshot();
+  });
+
+  test('nothing is overwritten unless asked', async () => {
+    const [path, out] = [await copyOfCase('learning_rates'), await temporary()];
+    await writeFile(join(out, 'case.json'), 'mine');
+    expect(await bruit('verify', path, '--out', out)).toMatchObject({ code: 2, stdout: '', stderr: expect.stringMatching(/^bruit: .*case\.json exists already; nothing was written/) });
+    expect(await readFile(join(out, 'case.json'), 'utf8')).toBe('mine');
+    expect((await bruit('verify', path, '--out', out, '--overwrite')).code).toBe(0);
+    expect(await readFile(join(out, 'case.json'), 'utf8')).toContain('cosine');
+    const own = await bruit('verify', path, '--out', path, '--overwrite');
+    expect(own).toMatchObject({ code: 2, stderr: expect.stringContaining('is the case itself') });
+    expect(existsSync(join(path, 'case.json'))).toBe(true);
+  });
+});
