@@ -89,6 +89,7 @@ function toJson(dir: string, adapter: string, report: CaseReport): object {
       file: c.file,
       name: c.name,
       shape: c.shape,
+      ...(c.sample !== undefined && { sample: c.sample }),
       max_abs_difference: c.difference,
       relative_difference: c.largest > 0 ? c.difference / c.largest : null,
       allowed: c.allowed,

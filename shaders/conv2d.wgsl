@@ -11,8 +11,7 @@ alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
 const W_WIDE = true;
-const CHANNELS = 16u; // of the source, rounded up to 4
-const CHANNEL_REST = 0u; // remainder of the source's channels by 4
+const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
 const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
@@ -22,7 +21,6 @@ const UPSAMPLE = false; // the source is read enlarged twice, nearest
 
 // The tile's blocks begin at 0; the invocation's place is in these.
 const TILE_STEP = 4u;
-const STAGE_K = CHANNELS;
 
 var<private> m_origin: u32;
 var<private> n_origin: u32;
@@ -39,12 +37,18 @@ var<private> source_2: vec4<u32>;
 var<private> source_3: vec4<u32>;
 var<private> row: u32;
 var<private> tap_k: u32;
+var<private> next_k: u32;
+
+fn stage_begins(k: u32) -> bool {
+  return k == next_k;
+}
 
 // Called where a tap begins: addresses are worked out once for all its channels.
 fn stage(k: u32) {
-  let t = k / CHANNELS;
+  let t = k / params.tap_k;
   let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
   tap_k = k;
+  next_k = k + params.tap_k;
   row = filter_row(taps, tap);
   source_0 = sources(pixels_0, tap);
   if (TILE_BLOCKS > 1u) {
@@ -106,5 +110,6 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     pixels_3 = pixels_at(m_origin + 12u, phase);
   }
   let k = slice * params.slice_k;
-  compute_tile(0u, 0u, k, min(k + params.slice_k, taps.count.x * taps.count.y * CHANNELS));
+  next_k = k;
+  compute_tile(0u, 0u, k, min(k + params.slice_k, taps.count.x * taps.count.y * params.tap_k));
 }

@@ -1,5 +1,5 @@
 // Gradient of a convolution's filter, as a matrix product: rows m are (tap, source channel), columns n the result's channels, and k runs
-// over pixels of dL/dy, row by row of the image, COLUMNS (its width rounded up to 4) a row, so that a block of 4 lies in one row.
+// over pixels of dL/dy, row by row of the image, its width rounded up to 4, so that a block of 4 lies in one row.
 // Image rows are split into slices, whose partial sums a second pass adds in their order: the sum is long and the result is small.
 // include lib/index.wgsl
 // prologue
@@ -11,9 +11,7 @@ alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
 const D_WIDE = true;
-const CHANNELS = 16u; // of the source, rounded up to 4
-const COLUMNS = 16u;
-const COLUMN_REST = 0u; // remainder of the width of dL/dy by 4
+const COLUMN_EDGE = false; // the width of dL/dy is not divisible by 4
 const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
 // include lib/pointwise.wgsl
@@ -22,10 +20,12 @@ struct Params {
   m: u32, // taps · source channels
   n: u32, // channels of dL/dy
   channels: u32,
+  tap_m: u32, // channels rounded up to 4
   height: u32, // of the source, after the upsampling if UPSAMPLE
   width: u32,
   dy_height: u32,
   dy_width: u32,
+  row_k: u32, // dy_width rounded up to 4
   taps_x: u32,
   stride: u32,
   pad_top: u32,
@@ -51,7 +51,6 @@ fn epilogue(v: V, i: u32) -> V {
 // include lib/store_row_4.wgsl
 
 const TILE_STEP = 4u;
-const STAGE_K = COLUMNS;
 const NOWHERE = 0xffffffffu;
 
 // Where the four filter rows of a block read: offset by the tap, and first channel.
@@ -75,10 +74,11 @@ var<private> source_2: u32;
 var<private> source_3: u32;
 var<private> row: u32;
 var<private> row_k: u32;
+var<private> next_k: u32;
 
 fn rows_at(m: u32) -> Rows {
-  let tap = m / CHANNELS;
-  return Rows(i32(tap / params.taps_x) - i32(params.pad_top), i32(tap % params.taps_x) - i32(params.pad_left), m % CHANNELS);
+  let tap = m / params.tap_m;
+  return Rows(i32(tap / params.taps_x) - i32(params.pad_top), i32(tap % params.taps_x) - i32(params.pad_left), m % params.tap_m);
 }
 
 fn source_row(r: Rows, image: u32, oy: u32) -> u32 {
@@ -90,10 +90,15 @@ fn source_row(r: Rows, image: u32, oy: u32) -> u32 {
   return select(NOWHERE, at, iy < params.height);
 }
 
+fn stage_begins(k: u32) -> bool {
+  return k == next_k;
+}
+
 // Called where an image row begins.
 fn stage(k: u32) {
   row_k = k;
-  row = k / COLUMNS;
+  next_k = k + params.row_k;
+  row = k / params.row_k;
   let image = row / params.dy_height;
   let oy = row % params.dy_height;
   source_0 = source_row(rows_0, image, oy);
@@ -124,7 +129,7 @@ fn read_dy(i: u32) -> vec4<f32> {
 fn read_pixel(r: Rows, source: u32, ox: u32) -> vec4<f32> {
   let ix = u32(i32(ox * params.stride) + r.x);
   let at = source + select(ix, ix / 2u, UPSAMPLE);
-  return select(vec4<f32>(), read_x(at * params.channels + r.c), source != NOWHERE && ix < params.width && (COLUMN_REST == 0u || ox < params.dy_width));
+  return select(vec4<f32>(), read_x(at * params.channels + r.c), source != NOWHERE && ix < params.width && (!COLUMN_EDGE || ox < params.dy_width));
 }
 
 // Column j is filter row m + j over pixels ox..ox+4.
@@ -149,7 +154,7 @@ fn load_b(k: u32, n: u32) -> mat4x4<f32> {
   let ox = k - row_k;
   let i = (row * params.dy_width + ox) * params.n + n_origin + n;
   let b = mat4x4<f32>(read_dy(i), read_dy(i + params.n), read_dy(i + 2u * params.n), read_dy(i + 3u * params.n));
-  if (COLUMN_REST == 0u) {
+  if (!COLUMN_EDGE) {
     return b;
   }
   let zero = vec4<f32>();
@@ -158,7 +163,7 @@ fn load_b(k: u32, n: u32) -> mat4x4<f32> {
 
 // The filter has no rows for the channels that rounding up added.
 fn result_row(m: u32) -> u32 {
-  return select(NOWHERE, m / CHANNELS * params.channels + m % CHANNELS, m % CHANNELS < params.channels);
+  return select(NOWHERE, m / params.tap_m * params.channels + m % params.tap_m, m % params.tap_m < params.channels);
 }
 
 fn store_block(m: u32, n: u32, c: mat4x4<f32>) {
@@ -189,6 +194,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     rows_2 = rows_at(m_origin + 8u);
     rows_3 = rows_at(m_origin + 12u);
   }
-  let k = slice * params.slice_rows * COLUMNS;
-  compute_tile(0u, 0u, k, min(slice * params.slice_rows + params.slice_rows, params.rows) * COLUMNS);
+  let k = slice * params.slice_rows * params.row_k;
+  next_k = k;
+  compute_tile(0u, 0u, k, min(slice * params.slice_rows + params.slice_rows, params.rows) * params.row_k);
 }

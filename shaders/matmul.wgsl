@@ -10,7 +10,7 @@ alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
 const B_WIDE = true;
-const K_EDGE = false; // k is not divisible by 4
+const K_EDGE = false; // k is not divisible by the step of the loop over it
 const TRANSPOSE_A = false; // a is stored [K,M]
 const TRANSPOSE_B = false; // b is stored [N,K]
 // end prologue
@@ -18,8 +18,11 @@ const TRANSPOSE_B = false; // b is stored [N,K]
 // include lib/matmul_operands.wgsl
 // include lib/store_block_4.wgsl
 
-const STAGE_K = 0u;
 const TILE_STEP = 4u;
+
+fn stage_begins(k: u32) -> bool {
+  return false;
+}
 
 fn stage(k: u32) {}
 

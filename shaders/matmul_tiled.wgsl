@@ -11,7 +11,7 @@ alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
 const B_WIDE = true;
-const K_EDGE = false; // k is not divisible by 4
+const K_EDGE = false; // k is not divisible by the step of the loop over it
 const TRANSPOSE_A = false; // a is stored [K,M]
 const TRANSPOSE_B = false; // b is stored [N,K]
 const STAGE_K = 16u;
@@ -33,21 +33,19 @@ var<private> lane: u32;
 var<private> m_origin: u32;
 var<private> n_origin: u32;
 
+// k begins at a multiple of STAGE_K.
+fn stage_begins(k: u32) -> bool {
+  return k % STAGE_K == 0u;
+}
+
 fn stage(k: u32) {
   // Neighbouring invocations read along the dimension that is contiguous in memory.
   let along_k = vec2<u32>(lane % K_BLOCKS, lane / K_BLOCKS);
   let across_k = vec2<u32>(lane / LINE, lane % LINE);
   let place_a = select(along_k, across_k, TRANSPOSE_A);
   let place_b = select(across_k, along_k, TRANSPOSE_B);
-  var x = mat4x4<f32>();
-  var z = mat4x4<f32>();
-  // Blocks that start beyond K must be 0, and cut_columns only cuts inside one.
-  if (k + place_a.x * 4u < params.k) {
-    x = read_block_a(m_origin + place_a.y * 4u, k + place_a.x * 4u);
-  }
-  if (k + place_b.x * 4u < params.k) {
-    z = read_block_b(k + place_b.x * 4u, n_origin + place_b.y * 4u);
-  }
+  let x = read_block_a(m_origin + place_a.y * 4u, k + place_a.x * 4u);
+  let z = read_block_b(k + place_b.x * 4u, n_origin + place_b.y * 4u);
   workgroupBarrier();
   let i = place_a.x * 4u * LINE + place_a.y;
   a_tile[i] = x[0];

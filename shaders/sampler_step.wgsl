@@ -63,7 +63,7 @@ fn scaled_noise(scalars: u32, i: u32, at: u32) -> f32 {
   if (VARIANCE == LEARNED_RANGE) {
     z *= exp(clamp(table[scalars + 5u] + table[scalars + 6u] * f32(output[at + params.size]), -87.0, 87.0));
   } else if (VARIANCE == LEARNED) {
-    z *= sqrt(max(f32(output[at]), 0.0));
+    z *= sqrt(max(f32(output[at + params.size]), 0.0));
   }
   return z;
 }
@@ -94,7 +94,7 @@ fn update(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: 
     predicted = clamp(predicted, -params.range, params.range);
   } else if (BOUND == QUANTILE) {
     let s = thresholds[i / params.size];
-    predicted = clamp(predicted, -s, s);
+    predicted = clamp(predicted, -s, s) / s;
   }
   if (BOUND != 0u) {
     sums += term(base, 2u, predicted);

@@ -1,5 +1,5 @@
 // Convolution as a matrix product (conv2d.wgsl, conv2d_tiled.wgsl): rows m are pixels of the result, columns n its channels, and k runs over
-// filter taps and within a tap over CHANNELS, the source's channels rounded up to 4, so that a block of 4 never straddles two taps.
+// filter taps and within a tap over the source's channels, rounded up to 4, so that a block of 4 never straddles two taps.
 //
 // The same product is the gradient of the input: the source is then dL/dy, the filter is read transposed, and a result pixel only meets the
 // taps of its own phase (y + pad) mod stride. Phases are worked on one after the other (the outermost part of the tile index), so that all
@@ -8,6 +8,7 @@ struct Params {
   m: u32, // pixels of the result
   n: u32, // channels of the result
   channels: u32, // of the source
+  tap_k: u32, // channels rounded up to 4
   height: u32, // of the source, after the upsampling if UPSAMPLE
   width: u32,
   y_height: u32, // of the result
@@ -37,7 +38,6 @@ fn epilogue(v: V, i: u32) -> V {
 }
 // end epilogue
 
-const CHANNEL_EDGE = CHANNEL_REST != 0u;
 const NOWHERE = 0xffffffffu;
 
 // Elements before this slice's result.

@@ -1,4 +1,4 @@
-// The operands of matmul.wgsl and matmul_tiled.wgsl, their place in memory, and 4x4 blocks of them from storage.
+// The operands of the matmul kernels, their place in memory, and 4x4 blocks of them from storage.
 struct Params {
   m: u32,
   n: u32,
@@ -50,7 +50,12 @@ fn cut_columns(x: mat4x4<f32>, k: u32) -> mat4x4<f32> {
     return x;
   }
   let zero = vec4<f32>();
-  return mat4x4<f32>(x[0], select(zero, x[1], k + 1u < params.k), select(zero, x[2], k + 2u < params.k), select(zero, x[3], k + 3u < params.k));
+  return mat4x4<f32>(
+    select(zero, x[0], k < params.k),
+    select(zero, x[1], k + 1u < params.k),
+    select(zero, x[2], k + 2u < params.k),
+    select(zero, x[3], k + 3u < params.k),
+  );
 }
 
 // Column j is A[m + j][k..k+4].

@@ -2,8 +2,9 @@
 // Reads half as much per product as 4x4.
 // In WGSL (P * Q)[j] is the sum over k of P[k] * Q[j][k]: with B's rows as columns of P and A's rows as columns of Q, `b * a` holds C's rows.
 // The including shader provides
-//   const STAGE_K, TILE_STEP                     k between calls of stage (0: none); distance of the tile's blocks along m and n
-//   fn stage(k: u32)                             brings A and B from k on into workgroup memory; called in uniform control flow
+//   const TILE_STEP                              distance of the tile's blocks along m and n
+//   fn stage_begins(k: u32) -> bool              whether stage is to be called before k is read
+//   fn stage(k: u32)                             prepares the reads from k on (workgroup memory, addresses); called in uniform control flow
 //   fn load_a(m: u32, k: u32) -> mat4x4<f32>     column j is A[m + j][k..k+4], 0 beyond K
 //   fn load_b(k: u32, n: u32) -> mat4x4<f32>     column j is B[k + j][n..n+4], 0 beyond K
 //   fn store_block(m: u32, n: u32, c: mat4x4<f32>)  column j is C[m + j][n..n+4]; drops what lies outside
@@ -15,7 +16,7 @@ fn compute_tile(m: u32, n: u32, k_begin: u32, k_end: u32) {
   var c10 = mat4x4<f32>();
   var c11 = mat4x4<f32>();
   for (var k = k_begin; k < k_end; k += 4u) {
-    if (STAGE_K > 0u && (k - k_begin) % max(STAGE_K, 1u) == 0u) {
+    if (stage_begins(k)) {
       stage(k);
     }
     let b0 = load_b(k, n);

@@ -10,6 +10,8 @@ export interface AdapterProfile {
   readonly name: string;
   readonly f16: boolean;
   readonly subgroups: boolean;
+  /** Lanes of a subgroup where the feature is there and the adapter has one fixed size. */
+  readonly subgroupSize: number | undefined;
   readonly timestamps: boolean;
   readonly limits: {
     readonly maxStorageBuffersPerShaderStage: number;
@@ -40,11 +42,13 @@ export function profileOf(device: GPUDevice): AdapterProfile {
   const info = (device as { adapterInfo?: Partial<GPUAdapterInfo> }).adapterInfo;
   const name = [info?.vendor, info?.architecture, info?.device, info?.description].filter(Boolean).join(' ') || 'unknown adapter';
   const software = info?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(name);
+  const subgroups = device.features.has('subgroups' as GPUFeatureName);
   return {
     kind: software ? 'software' : 'gpu',
     name,
     f16: device.features.has('shader-f16'),
-    subgroups: device.features.has('subgroups' as GPUFeatureName),
+    subgroups,
+    subgroupSize: subgroups && info?.subgroupMinSize === info?.subgroupMaxSize ? info?.subgroupMinSize : undefined,
     timestamps: device.features.has('timestamp-query'),
     limits: Object.fromEntries(profileLimits.map((k) => [k, device.limits[k]])) as unknown as AdapterProfile['limits'],
   };

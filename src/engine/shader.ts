@@ -87,7 +87,9 @@ export function specialise(source: ShaderSource, variant: ShaderVariant = {}): s
     });
     if (!found) throw new BruitError('shader', `shaders/${source.file}: there is no epilogue block to replace`);
   }
-  if (/\bf16\b/.test(text.replace(/\/\/.*$/gm, ''))) text = `enable f16;\n${text}`;
+  const code = text.replace(/\/\/.*$/gm, '');
+  if (/\bsubgroup[A-Z]/.test(code)) text = `enable subgroups;\n${text}`;
+  if (/\bf16\b/.test(code)) text = `enable f16;\n${text}`;
   expanded.set(key, text);
   return text;
 }

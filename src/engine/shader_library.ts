@@ -20,7 +20,6 @@ import storeBlock1 from '../../shaders/lib/store_block_1.wgsl';
 import storeBlock4 from '../../shaders/lib/store_block_4.wgsl';
 import tile4x4 from '../../shaders/lib/tile_4x4.wgsl';
 import tile8x8 from '../../shaders/lib/tile_8x8.wgsl';
-import tile16x16 from '../../shaders/lib/tile_16x16.wgsl';
 
 export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/attention.wgsl': attention,
@@ -44,5 +43,4 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/store_block_4.wgsl': storeBlock4,
   'lib/tile_4x4.wgsl': tile4x4,
   'lib/tile_8x8.wgsl': tile8x8,
-  'lib/tile_16x16.wgsl': tile16x16,
 };

@@ -1,4 +1,5 @@
 /** Residual, attention and resampling modules that the U-Net's blocks are made of (diffusers' ResnetBlock2D, Attention, Downsample2D, …). */
+import { BruitError } from '../engine/errors';
 import type { Tensor } from '../engine/graph';
 import { attention } from '../engine/ops/attention';
 import { avgPool2d } from '../engine/ops/avg_pool2d';
@@ -89,6 +90,7 @@ export function selfAttention(ctx: ModelContext, name: string, x: Tensor, o: Att
     let h = reshape(x, [n, height * width, channels]);
     if (o.groups !== undefined) h = groupNorm(ctx, 'group_norm', h, { groups: o.groups, eps: o.eps });
     const inner = o.heads * o.headDim;
+    if (inner === 0) throw new BruitError('config', `${ctx.graph.path}: attention_head_dim ${o.headDim} is more than the block's ${channels} channels`);
     const q = linear(ctx, 'to_q', h, inner);
     const k = linear(ctx, 'to_k', h, inner);
     const v = linear(ctx, 'to_v', h, inner);

@@ -136,7 +136,6 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
   const base: Omit<ResnetOptions, 'out'> = { temb, timeScaleShift: config.resnet_time_scale_shift, groups, eps, act, dropout: config.dropout };
   const headsOf = (width: number): Heads => {
     const dim = config.attention_head_dim ?? width;
-    if (dim > width) throw new BruitError('config', `attention_head_dim ${dim} is more than the ${width} channels of a block with attention`);
     return { heads: Math.floor(width / dim), headDim: dim };
   };
 

@@ -27,6 +27,8 @@ export interface Comparison {
   /** Largest difference that counts as agreement. */
   readonly allowed: number;
   readonly ok: boolean;
+  /** Where samples are compared one by one: the one that fits worst, which the numbers above are of. */
+  readonly sample?: number;
 }
 
 export interface Recomputed {
@@ -102,7 +104,7 @@ export class CaseReport {
       const b = expected.subarray(n * size, (n + 1) * size);
       const [difference, largest] = [maxDifference(Array.from(actual).slice(n * size, (n + 1) * size), b), maxAbs(b)];
       const limit = largest * relative(n);
-      return { file, name, shape, difference, largest, allowed: limit, ok: difference <= limit };
+      return { file, name, shape, difference, largest, allowed: limit, ok: difference <= limit, sample: n };
     });
     this.comparisons.push(samples.reduce((worst, s) => (worst.ok && (!s.ok || s.difference * worst.allowed > worst.difference * s.allowed) ? s : worst)));
   }
@@ -121,7 +123,7 @@ export class CaseReport {
 export function reportTable(report: CaseReport): string {
   const several = new Set(report.comparisons.map((c) => c.file)).size > 1;
   const rows = report.comparisons.map((c) => [
-    several ? `${c.file}: ${c.name}` : c.name,
+    `${several ? `${c.file}: ` : ''}${c.name}${c.sample === undefined ? '' : ` (sample ${c.sample})`}`,
     showShape(c.shape),
     showError(c.difference),
     c.largest > 0 ? showError(c.difference / c.largest) : c.difference === 0 ? '0' : '-',

@@ -1,0 +1,77 @@
+// C = A·B for software adapters with subgroups of 8 lanes (llvmpipe). A load there is one gather for each component, dear as 25
+// multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes 8x32 of C, four columns a lane,
+// and each lane loads one column of A's 8x8 block, which the others get by shuffles.
+// include lib/index.wgsl
+// prologue
+alias A = vec4<f32>;
+alias A4 = vec4<f32>;
+alias B = vec4<f32>;
+alias B4 = vec4<f32>;
+alias Y = vec4<f32>;
+alias V = vec4<f32>;
+const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
+const B_WIDE = true;
+const K_EDGE = false; // k is not divisible by the step of the loop over it
+const TRANSPOSE_A = false; // a is stored [K,M]
+const TRANSPOSE_B = false; // b is stored [N,K]
+// end prologue
+// include lib/pointwise.wgsl
+// include lib/matmul_operands.wgsl
+// include lib/store_block_4.wgsl
+
+// A[m..m+4][k].
+fn read_column_a(m: u32, k: u32) -> vec4<f32> {
+  if (TRANSPOSE_A) {
+    return read_a(a_base + k * params.m + m);
+  }
+  let i = a_base + m * params.k + k;
+  return vec4<f32>(
+    vec4<f32>(A4(a[i])).x,
+    vec4<f32>(A4(a[i + params.k])).x,
+    vec4<f32>(A4(a[i + 2u * params.k])).x,
+    vec4<f32>(A4(a[i + 3u * params.k])).x,
+  );
+}
+
+// Of the columns of A that lanes hold, those of lanes 0 to 3 or 4 to 7 as rows: column j is A[m + j][k..k+4].
+fn first_lanes(column: vec4<f32>) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(subgroupShuffle(column, 0u), subgroupShuffle(column, 1u), subgroupShuffle(column, 2u), subgroupShuffle(column, 3u)));
+}
+
+fn last_lanes(column: vec4<f32>) -> mat4x4<f32> {
+  return transpose(mat4x4<f32>(subgroupShuffle(column, 4u), subgroupShuffle(column, 5u), subgroupShuffle(column, 6u), subgroupShuffle(column, 7u)));
+}
+
+@compute @workgroup_size(8)
+fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+  let i = flat_workgroup(id, count);
+  let tiles = params.tiles_m * params.tiles_n;
+  let slice = i / tiles;
+  if (slice >= params.slices) {
+    return;
+  }
+  let batch = slice % params.batch;
+  a_base = batch * params.a_stride;
+  b_base = batch * params.b_stride;
+  y_base = slice * params.m * params.n;
+  let m = i % tiles / params.tiles_n * 8u;
+  let n = (i % params.tiles_n * 8u + lane) * 4u;
+  // A multiple of 8.
+  let k_begin = slice / params.batch * params.slice_k;
+  let k_end = min(k_begin + params.slice_k, params.k);
+  var c0 = mat4x4<f32>();
+  var c1 = mat4x4<f32>();
+  for (var k = k_begin; k < k_end; k += 8u) {
+    let inside = !K_EDGE || k + lane < params.k;
+    let a0 = select(vec4<f32>(), read_column_a(m, k + lane), inside);
+    let a1 = select(vec4<f32>(), read_column_a(m + 4u, k + lane), inside);
+    let b0 = read_block_b(k, n);
+    c0 += b0 * first_lanes(a0);
+    c1 += b0 * first_lanes(a1);
+    let b1 = read_block_b(k + 4u, n);
+    c0 += b1 * last_lanes(a0);
+    c1 += b1 * last_lanes(a1);
+  }
+  store_block(m, n, c0);
+  store_block(m + 4u, n, c1);
+}
