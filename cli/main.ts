@@ -4,14 +4,18 @@ import { description, version } from '../package.json';
 import { BruitError } from '../src/engine/errors';
 import { adapterKinds } from '../src/node/adapter';
 import { addBench } from './bench';
+import { addDemo } from './demo';
 import { addInfo } from './info';
 import { addInspect } from './inspect';
+import { addSample } from './sample';
+import { addTrain } from './train';
 import { addVerify } from './verify';
 
 /** Errors of the machine and not of what was asked for. */
 const failures = new Set(['device', 'limit', 'shader', 'aborted']);
 
-const oneLine = (message: string): string => `bruit: ${message.trim().replace(/^error: /, '').replace(/\s*\n\s*/g, ' ')}\n`;
+/** Errors that list several things do so in lines; here they become clauses. */
+const oneLine = (message: string): string => `bruit: ${message.trim().replace(/^error: /, '').replace(/([.,:;]?)\s*\n\s*/g, (_, end: string) => `${end || ';'} `)}\n`;
 
 const program = new Command('bruit')
   .description(description)
@@ -24,7 +28,7 @@ const program = new Command('bruit')
   .helpCommand('help [command]', 'how to use a command')
   .addHelpText('after', '\nExit codes: 0 done, 1 failed (or verify found a miss), 2 wrong usage or bad input.\n`bruit help COMMAND` shows options and examples of a command.');
 
-for (const add of [addVerify, addBench, addInspect, addInfo]) add(program);
+for (const add of [addSample, addTrain, addVerify, addBench, addInspect, addInfo, addDemo]) add(program);
 
 // `bruit inspect … | head` closes the pipe early: that is no failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

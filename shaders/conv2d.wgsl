@@ -28,13 +28,9 @@ var<private> phase: u32;
 var<private> taps: Taps;
 var<private> pixels_0: Pixels;
 var<private> pixels_1: Pixels;
-var<private> pixels_2: Pixels;
-var<private> pixels_3: Pixels;
 // Of the current tap.
 var<private> source_0: vec4<u32>;
 var<private> source_1: vec4<u32>;
-var<private> source_2: vec4<u32>;
-var<private> source_3: vec4<u32>;
 var<private> row: u32;
 var<private> tap_k: u32;
 var<private> next_k: u32;
@@ -54,23 +50,13 @@ fn stage(k: u32) {
   if (TILE_BLOCKS > 1u) {
     source_1 = sources(pixels_1, tap);
   }
-  if (TILE_BLOCKS > 2u) {
-    source_2 = sources(pixels_2, tap);
-    source_3 = sources(pixels_3, tap);
-  }
 }
 
 fn load_a(m: u32, k: u32) -> mat4x4<f32> {
   if (m == 0u) {
     return read_block_x(source_0, k - tap_k);
   }
-  if (m == 4u) {
-    return read_block_x(source_1, k - tap_k);
-  }
-  if (m == 8u) {
-    return read_block_x(source_2, k - tap_k);
-  }
-  return read_block_x(source_3, k - tap_k);
+  return read_block_x(source_1, k - tap_k);
 }
 
 fn load_b(k: u32, n: u32) -> mat4x4<f32> {
@@ -104,10 +90,6 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   pixels_0 = pixels_at(m_origin, phase);
   if (TILE_BLOCKS > 1u) {
     pixels_1 = pixels_at(m_origin + 4u, phase);
-  }
-  if (TILE_BLOCKS > 2u) {
-    pixels_2 = pixels_at(m_origin + 8u, phase);
-    pixels_3 = pixels_at(m_origin + 12u, phase);
   }
   let k = slice * params.slice_k;
   next_k = k;

@@ -1,7 +1,9 @@
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { chmod, lstat, mkdir, mkdtemp, rename, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { dirname, join, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { BruitError } from '../engine/errors';
 
 const require = createRequire(import.meta.url);
@@ -12,6 +14,15 @@ export function packageDirectory(name: string): string {
   const marker = join('node_modules', ...name.split('/')) + sep;
   const at = entry.lastIndexOf(marker);
   return at < 0 ? dirname(entry) : entry.slice(0, at + marker.length - 1);
+}
+
+/** This package's own directory: the nearest one above the running file whose package.json says so. */
+export function packageRoot(): string {
+  for (let dir = dirname(fileURLToPath(import.meta.url)); ; dir = dirname(dir)) {
+    const file = join(dir, 'package.json');
+    if (existsSync(file) && (require(file) as { name?: string }).name === 'bruit') return dir;
+    if (dir === dirname(dir)) throw new BruitError('io', 'the files of the package bruit were not found beside the running program');
+  }
 }
 
 /** Version of an installed npm package, from its package.json. */

@@ -90,32 +90,33 @@ export class CaseReport {
 
   /** Records `actual` for tensor `name` of `store`. It agrees if max |a−b| is at most `allowed`, given max |b|. */
   async compare(store: TensorStore, file: string, name: string, actual: Numbers, allowed: (largest: number) => number): Promise<void> {
-    const { shape, expected } = await this.record(store, file, name, actual);
-    const [difference, largest] = [maxDifference(actual, expected), maxAbs(expected)];
+    const { shape, data, expected } = await this.record(store, file, name, actual);
+    const [difference, largest] = [maxDifference(data, expected), maxAbs(expected)];
     const limit = allowed(largest);
     this.comparisons.push({ file, name, shape, difference, largest, allowed: limit, ok: difference <= limit });
   }
 
   /** The same sample by sample along the first axis, each against its own largest value; the sample that fits worst is reported. */
   async compareSamples(store: TensorStore, file: string, name: string, actual: Numbers, relative: (sample: number) => number): Promise<void> {
-    const { shape, expected } = await this.record(store, file, name, actual);
+    const { shape, data, expected } = await this.record(store, file, name, actual);
     const size = expected.length / shape[0]!;
     const samples = Array.from({ length: shape[0]! }, (_, n): Comparison => {
       const b = expected.subarray(n * size, (n + 1) * size);
-      const [difference, largest] = [maxDifference(Array.from(actual).slice(n * size, (n + 1) * size), b), maxAbs(b)];
+      const [difference, largest] = [maxDifference(data.subarray(n * size, (n + 1) * size), b), maxAbs(b)];
       const limit = largest * relative(n);
       return { file, name, shape, difference, largest, allowed: limit, ok: difference <= limit, sample: n };
     });
     this.comparisons.push(samples.reduce((worst, s) => (worst.ok && (!s.ok || s.difference * worst.allowed > worst.difference * s.allowed) ? s : worst)));
   }
 
-  private async record(store: TensorStore, file: string, name: string, actual: Numbers): Promise<{ shape: Shape; expected: Float32Array }> {
+  private async record(store: TensorStore, file: string, name: string, actual: Numbers): Promise<{ shape: Shape; data: Recomputed['data']; expected: Float32Array }> {
     const { shape, dtype } = store.tensors.get(name)!;
     if (actual.length !== numel(shape)) throw new BruitError('shape', `${file}: ${name} is recorded as ${showShape(shape)}, but ${actual.length} numbers were computed: the case's files do not belong together`);
     const stored = dtype === 'I32' || dtype === 'I64' ? ('I32' as const) : dtype === 'F64' ? ('F64' as const) : ('F32' as const);
     const data = stored === 'I32' ? Int32Array.from(actual) : stored === 'F64' ? Float64Array.from(actual) : Float32Array.from(actual);
     this.recomputed.push({ file, name, dtype: stored, shape, data });
-    return { shape, expected: await store.readF32(name) };
+    // Compared as it is stored: rounded as the record was.
+    return { shape, data, expected: await store.readF32(name) };
   }
 }
 

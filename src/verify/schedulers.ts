@@ -10,7 +10,7 @@ import { numel } from '../engine/shape';
 import { isJsonObject } from '../io/json';
 import type { TensorStore } from '../io/safetensors';
 import { packProgram, STEP_STRIDE, type SamplerProgram } from '../sampler/program';
-import { createSampler, type SamplerOptions } from '../sampler/scheduler_config';
+import { createSampler, parseSchedulerConfig, type SamplerOptions } from '../sampler/scheduler_config';
 import { tolerances, type CaseFolder, type CaseReport } from './report';
 
 const IO = 'io.safetensors';
@@ -36,11 +36,12 @@ export async function verifySchedulers(report: CaseReport, engine: Engine, folde
   if (io.tensors.get('sample')?.shape.length !== 4) throw new BruitError('input', `${folder.name}/${IO} has no tensor "sample" [N,C,H,W]`);
   const cases = Object.entries(json).filter((entry): entry is [string, SchedulerCase] => isSchedulerCase(entry[1]));
   report.kinds.push(`${cases.length} scheduler trajectories`);
-  for (const [name, c] of cases) await verifyCase(report, engine, io, name, c);
+  for (const [name, c] of cases) await verifyCase(report, engine, io, `${folder.name}/cases.json`, name, c);
 }
 
-async function verifyCase(report: CaseReport, engine: Engine, io: TensorStore, name: string, c: SchedulerCase): Promise<void> {
-  const program = createSampler({ _class_name: c.class, ...c.config }, { numInferenceSteps: c.num_inference_steps, ...c.step_kwargs });
+async function verifyCase(report: CaseReport, engine: Engine, io: TensorStore, where: string, name: string, c: SchedulerCase): Promise<void> {
+  const config = parseSchedulerConfig({ _class_name: c.class, ...c.config }, `${where}: ${name}`);
+  const program = createSampler(config, { numInferenceSteps: c.num_inference_steps, ...c.step_kwargs });
   const check = async (part: string, actual: Float32Array | readonly number[]) => {
     if (io.tensors.has(`${name}.${part}`)) await report.compare(io, IO, `${name}.${part}`, actual, (largest) => tolerances.trajectory * largest);
   };

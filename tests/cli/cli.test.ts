@@ -90,17 +90,17 @@ describe('inspect', () => {
     const file = goldenPath('half_weights', 'io.safetensors');
     const { code, stdout } = await bruit('inspect', file, '--json');
     expect(code).toBe(0);
-    const result = JSON.parse(stdout);
+    const result = JSON.parse(stdout) as { tensors: { name: string; dtype: string; shape: number[]; elements: number; bytes: number; statistics: Record<string, number> }[] };
     const golden = loadGolden('half_weights', 'io.safetensors');
-    expect(result.tensors.map((t: { name: string }) => t.name).sort()).toEqual([...golden.keys()].sort());
+    expect(result.tensors.map((t) => t.name).sort()).toEqual([...golden.keys()].sort());
     for (const { name, dtype, shape, elements, bytes, statistics } of result.tensors) {
       const { data, ...rest } = golden.get(name)!;
       expect({ dtype, shape, elements, bytes }).toEqual({ ...rest, elements: data.length, bytes: data.length * 4 });
       const mean = data.reduce((a, b) => a + b, 0) / data.length;
       const variance = data.reduce((a, b) => a + (b - mean) ** 2, 0) / data.length;
       expect(statistics).toMatchObject({ min: Math.min(...data), max: Math.max(...data), not_finite: 0 });
-      expect(statistics.mean).toBeCloseTo(mean, 6);
-      expect(statistics.std).toBeCloseTo(Math.sqrt(variance), 6);
+      expect(statistics['mean']!).toBeCloseTo(mean, 6);
+      expect(statistics['std']!).toBeCloseTo(Math.sqrt(variance), 6);
     }
     const table = (await bruit('inspect', file, '--filter', 'output')).stdout;
     expect(table.match(/^output_\w+ /gm)?.length).toBe(3);
@@ -129,13 +129,13 @@ describe('info', () => {
   test('adapter, features, limits and peak', async () => {
     const { code, stdout } = await bruit('info', '--json');
     expect(code).toBe(0);
-    const result = JSON.parse(stdout);
+    const result = JSON.parse(stdout) as { adapter: { name: string; kind: string }; adapters: { kind: string }[]; features: string[]; limits: Record<string, number>; peak: Record<string, number> };
     expect(result.adapter.kind).toMatch(/^(gpu|software)$/);
-    expect(result.limits.maxStorageBuffersPerShaderStage).toBeGreaterThanOrEqual(8);
+    expect(result.limits['maxStorageBuffersPerShaderStage']).toBeGreaterThanOrEqual(8);
     expect(result.features).toBeInstanceOf(Array);
-    expect(result.peak.f32_flops_per_second).toBeGreaterThan(1e7);
-    expect(result.peak.copy_bytes_per_second).toBeGreaterThan(1e7);
-    expect(result.adapters.map((a: { kind: string }) => a.kind)).toEqual(['gpu', 'swiftshader', 'lavapipe']);
+    expect(result.peak['f32_flops_per_second']).toBeGreaterThan(1e7);
+    expect(result.peak['copy_bytes_per_second']).toBeGreaterThan(1e7);
+    expect(result.adapters.map((a) => a.kind)).toEqual(['gpu', 'swiftshader', 'lavapipe']);
     const text = (await bruit('info', '--no-peak')).stdout;
     expect(text).toContain(result.adapter.name);
     expect(text).not.toContain('GFLOP/s');

@@ -1,9 +1,14 @@
 import conv2dShader from '../../../shaders/conv2d.wgsl';
+import subgroupShader from '../../../shaders/conv2d_subgroup.wgsl';
+import tiledShader from '../../../shaders/conv2d_tiled.wgsl';
 import gradWeightShader from '../../../shaders/conv2d_grad_weight.wgsl';
+import gradWeightSubgroupShader from '../../../shaders/conv2d_grad_weight_subgroup.wgsl';
+import type { AdapterProfile } from '../device';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
 import { defineOp, opTests, type LowerContext, type RefTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
+import type { ShaderSource } from '../shader';
 import { numel, showShape } from '../shape';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
@@ -57,26 +62,59 @@ function dimensions(x: readonly number[], filter: readonly number[], attrs: Conv
 
 const roundUp = (x: number, step: number): number => Math.ceil(x / step) * step;
 
+/** What one workgroup (tiled, subgroup) or invocation (direct) computes of the product. */
 interface Tile {
-  readonly size: number;
-  readonly include: string;
+  readonly rows: number;
+  readonly columns: number;
+  /** Register tile that the shader includes. */
+  readonly include?: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl';
 }
 
-const directTiles: readonly Tile[] = [
-  { size: 16, include: 'lib/tile_16x16.wgsl' },
-  { size: 8, include: 'lib/tile_8x8.wgsl' },
-  { size: 4, include: 'lib/tile_4x4.wgsl' },
-];
+interface Kernel {
+  readonly shader: ShaderSource;
+  /** From large to small. */
+  readonly tiles: readonly Tile[];
+  /** Tiles that fill an adapter: the reduction is split, or the tile made smaller, where there are fewer. */
+  readonly wanted: number;
+  readonly tilesPerWorkgroup: number;
+  /** Channels, or pixels of the weight gradient, that one turn of the kernel's loop takes. */
+  readonly step: number;
+}
 
-/** Invocations that fill a software adapter's vectors and cores. */
-const wantedInvocations = 256;
+const tile4x4 = 'lib/tile_4x4.wgsl';
+const tile8x8 = 'lib/tile_8x8.wgsl';
+const direct = { tiles: [{ rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }], wanted: 256, tilesPerWorkgroup: 32, step: 4 } as const;
+const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
-/** The largest tile that leaves enough invocations, none much larger than the matrix. */
-const chooseTile = (tiles: readonly Tile[], count: (size: number) => number, wanted: number, m: number, n: number): Tile =>
-  tiles.find(({ size }) => count(size) >= wanted && m * 2 > size && n * 2 > size) ?? tiles[tiles.length - 1]!;
+type KernelName = 'direct' | 'subgroup' | 'tiled';
+const productKernels: Readonly<Record<KernelName, Kernel>> = {
+  direct: { shader: { file: 'conv2d.wgsl', text: conv2dShader }, ...direct },
+  subgroup: { shader: { file: 'conv2d_subgroup.wgsl', text: subgroupShader }, ...subgroup },
+  tiled: {
+    shader: { file: 'conv2d_tiled.wgsl', text: tiledShader },
+    tiles: [{ rows: 64, columns: 64, include: tile8x8 }, { rows: 32, columns: 32, include: tile4x4 }],
+    wanted: 96,
+    tilesPerWorkgroup: 1,
+    step: 4,
+  },
+};
+const gradWeightKernels: Readonly<Record<'direct' | 'subgroup', Kernel>> = {
+  direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct },
+  subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup },
+};
+
+/** `columns`: of the product. A subgroup takes 16 at a time, dear where there are few. */
+function kernelName(profile: AdapterProfile, variant: string | undefined, columns: number): KernelName {
+  const name = (variant ?? (profile.kind === 'gpu' ? 'tiled' : columns > 8 ? 'subgroup' : 'direct')) as KernelName;
+  return name === 'subgroup' && profile.subgroupSize !== 8 ? 'direct' : name;
+}
+
+/** The largest tile that leaves enough of them, none much larger than the matrix. */
+const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: number, n: number): Tile =>
+  tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns) ?? tiles[tiles.length - 1]!;
 
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
-function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], temp, dispatch }: LowerContext<A>, d: Dimensions, gradient: boolean): void {
+function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], profile, variant, temp, dispatch }: LowerContext<A>, d: Dimensions, gradient: boolean): void {
   const [source, filter] = inputs as [Tensor, Tensor];
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
@@ -88,21 +126,28 @@ function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], temp, dispatc
   const columns = Math.ceil(yWidth / phaseEdge);
   const phaseM = d.n * rows * columns;
   const taps = d.r * d.s;
-  const channels4 = roundUp(channels, 4);
-
-  const count = (size: number) => Math.ceil(phaseM / size) * Math.ceil(n / size) * phases;
-  const tile = chooseTile(directTiles, count, wantedInvocations, phaseM, n);
+  const name = kernelName(profile, variant, n);
+  const kernel = productKernels[name];
+  const tapK = roundUp(channels, kernel.step);
+  const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
+  const tilesN = (t: Tile) => Math.ceil(n / t.columns);
+  const count = (t: Tile) => tilesM(t) * tilesN(t) * phases;
+  const tile = chooseTile(kernel, count, phaseM, n);
+  // 64 invocations stage a block of 4x4 each.
+  const stageK = 1024 / tile.rows;
+  const unit = name === 'tiled' ? stageK : tapK;
   // Phases have different numbers of taps, so only the whole filter is split.
-  const splits = phases === 1 ? Math.min(taps, Math.ceil(wantedInvocations / count(tile.size))) : 1;
-  const sliceK = Math.ceil(taps / splits) * channels4;
-  const slices = Math.ceil((taps * channels4) / sliceK);
+  const splits = phases === 1 ? Math.min(Math.ceil((taps * tapK) / unit), Math.ceil(kernel.wanted / count(tile))) : 1;
+  const sliceK = Math.ceil((taps * tapK) / unit / splits) * unit;
+  const slices = Math.ceil((taps * tapK) / sliceK);
   const target = slices === 1 ? y! : temp('partial sums', [slices, ...y!.shape]);
 
   const xWide = channels % 4 === 0;
-  const wWide = d.k % 4 === 0;
+  // The subgroup kernel reads a transposed filter down its columns.
+  const wWide = d.k % 4 === 0 && !(gradient && name === 'subgroup');
   const store = n % 4 === 0 ? 4 : 1;
   dispatch({
-    shader: { file: 'conv2d.wgsl', text: conv2dShader },
+    shader: kernel.shader,
     entry: 'forward',
     prologue: {
       X: vectorType(source.dtype, xWide ? 4 : 1),
@@ -113,17 +158,18 @@ function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], temp, dispatc
       V: vectorType('f32', store),
       X_WIDE: xWide,
       W_WIDE: wWide,
-      CHANNEL_EDGE: !xWide,
+      CHANNEL_EDGE: channels % kernel.step !== 0,
       GRADIENT: gradient,
       UPSAMPLE: d.upsample && !gradient,
+      ...(name === 'tiled' && { STAGE_K: `${stageK}u` }),
     },
-    includes: { 'lib/tile_8x8.wgsl': tile.include, 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` },
+    includes: { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl`, ...(tile.include && { [tile8x8]: tile.include }) },
     bindings: { x: source, w: filter, y: target },
     params: {
       m: d.n * yHeight * yWidth,
       n,
       channels,
-      tap_k: channels4,
+      tap_k: tapK,
       height,
       width,
       y_height: yHeight,
@@ -136,12 +182,12 @@ function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], temp, dispatc
       stride: d.stride,
       pad_top: d.padding[0],
       pad_left: d.padding[2],
-      tiles_m: Math.ceil(phaseM / tile.size),
-      tiles_n: Math.ceil(n / tile.size),
+      tiles_m: tilesM(tile),
+      tiles_n: tilesN(tile),
       slices,
       slice_k: sliceK,
     },
-    workgroups: Math.ceil((count(tile.size) * slices) / 32),
+    workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
     ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: source.bytes + filter.bytes + numel(target.shape) * 4 } }),
   });
   if ('temp' in target) dispatch(splitSum(target, y!, slices));
@@ -160,6 +206,7 @@ export const conv2dOp = defineOp<ConvAttrs>({
   lower(ctx) {
     lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
   },
+  variants: ['direct', 'subgroup', 'tiled'],
   flops: ([x, w], _, attrs) => flops(dimensions(x!.shape, w!.shape, attrs)),
   grad({ graph, inputs: [x, w], outputGrads, attrs, needs }) {
     const dy = outputGrads[0]!;
@@ -205,6 +252,7 @@ export const conv2dGradInputOp = defineOp<GradInputAttrs>({
   lower(ctx) {
     lowerProduct(ctx, gradInputDimensions(ctx.inputs, ctx.attrs), true);
   },
+  variants: ['direct', 'subgroup', 'tiled'],
   flops: (inputs, _, attrs) => flops(gradInputDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_input appears in gradients only, and gradients of gradients are not built' },
 });
@@ -225,23 +273,27 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     return [{ shape: [r, s, c, k], dtype: 'f32' }];
   },
   epilogueBuffers: 5,
-  lower({ inputs, outputs: [dw], attrs, temp, dispatch }) {
+  lower({ inputs, outputs: [dw], attrs, profile, variant, temp, dispatch }) {
     const [x, dy] = inputs as [Tensor, Tensor];
     const d = gradWeightDimensions(inputs, attrs);
-    const channels4 = roundUp(d.c, 4);
-    const m = d.r * d.s * channels4;
+    const name = kernelName(profile, variant, d.k);
+    const kernel = gradWeightKernels[name === 'tiled' ? 'direct' : name];
+    const tapM = roundUp(d.c, 4);
     const rows = d.n * d.p;
-    const count = (size: number) => Math.ceil(m / size) * Math.ceil(d.k / size);
+    const tilesM = (t: Tile) => Math.ceil((d.r * d.s * tapM) / t.rows);
+    const tilesN = (t: Tile) => Math.ceil(d.k / t.columns);
+    const count = (t: Tile) => tilesM(t) * tilesN(t);
     // The sum is split as finely as it takes to fill the adapter, so the tile needs not be small; a slice adds at most 8192 terms.
-    const tile = chooseTile(directTiles, (size) => count(size) * rows, wantedInvocations, m, d.k);
-    const splits = Math.min(rows, Math.max(Math.ceil(wantedInvocations / count(tile.size)), Math.ceil((rows * d.q) / 8192)));
+    const wanted = profile.kind === 'gpu' ? 16384 : kernel.wanted;
+    const tile = chooseTile(kernel, (t) => count(t) * rows, d.r * d.s * tapM, d.k);
+    const splits = Math.min(rows, Math.max(Math.ceil(wanted / count(tile)), Math.ceil((rows * d.q) / 8192)));
     const sliceRows = Math.ceil(rows / splits);
     const slices = Math.ceil(rows / sliceRows);
     const target = slices === 1 ? dw! : temp('partial sums', [slices, ...dw!.shape]);
     const xWide = d.c % 4 === 0;
     const store = d.k % 4 === 0 ? 4 : 1;
     dispatch({
-      shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader },
+      shader: kernel.shader,
       entry: 'forward',
       prologue: {
         X: vectorType(x.dtype, xWide ? 4 : 1),
@@ -252,16 +304,16 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         V: vectorType('f32', store),
         X_WIDE: xWide,
         D_WIDE: store === 4,
-        COLUMN_EDGE: d.q % 4 !== 0,
+        COLUMN_EDGE: d.q % kernel.step !== 0,
         UPSAMPLE: d.upsample,
       },
-      includes: { 'lib/tile_8x8.wgsl': tile.include, 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` },
+      includes: { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl`, ...(tile.include && { [tile8x8]: tile.include }) },
       bindings: { x, dy, y: target },
       params: {
         m: d.r * d.s * d.c,
         n: d.k,
         channels: d.c,
-        tap_m: channels4,
+        tap_m: tapM,
         height: d.h,
         width: d.w,
         dy_height: d.p,
@@ -271,17 +323,18 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         stride: d.stride,
         pad_top: d.padding[0],
         pad_left: d.padding[2],
-        tiles_m: Math.ceil(m / tile.size),
-        tiles_n: Math.ceil(d.k / tile.size),
+        tiles_m: tilesM(tile),
+        tiles_n: tilesN(tile),
         slices,
         slice_rows: sliceRows,
         rows,
       },
-      workgroups: Math.ceil((count(tile.size) * slices) / 32),
+      workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
       ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: x.bytes + dy.bytes + numel(target.shape) * 4 } }),
     });
     if ('temp' in target) dispatch(splitSum(target, dw!, slices));
   },
+  variants: ['direct', 'subgroup'],
   flops: (inputs, _, attrs) => flops(gradWeightDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_weight appears in gradients only, and gradients of gradients are not built' },
 });

@@ -99,7 +99,7 @@ interface Tile {
   readonly rows: number;
   readonly columns: number;
   /** Register tile that the shader includes. */
-  readonly include?: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl';
+  readonly include?: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl' | 'lib/tile_16x16.wgsl';
 }
 
 interface Kernel {
@@ -118,7 +118,7 @@ const tile8x8 = 'lib/tile_8x8.wgsl';
 const kernels: Readonly<Record<'direct' | 'subgroup' | 'tiled', Kernel>> = {
   direct: {
     shader: { file: 'matmul.wgsl', text: matmulShader },
-    tiles: [{ rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }],
+    tiles: [{ rows: 16, columns: 16, include: 'lib/tile_16x16.wgsl' }, { rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }],
     step: () => 4,
     wanted: 256,
     tilesPerWorkgroup: 32,
@@ -149,7 +149,7 @@ function lowerMatmul({ inputs, outputs: [y], attrs, profile, variant, temp, disp
   const batch = fold ? 1 : batches;
   const m = fold ? rows * batches : rows;
 
-  const best = profile.kind === 'gpu' ? 'tiled' : n >= 16 ? 'subgroup' : 'direct';
+  const best = profile.kind === 'gpu' ? 'tiled' : n >= 8 ? 'subgroup' : 'direct';
   const chosen = (variant ?? best) as keyof typeof kernels;
   const name = chosen === 'subgroup' && profile.subgroupSize !== 8 ? 'direct' : chosen;
   const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup } = kernels[name];

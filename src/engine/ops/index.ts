@@ -1,0 +1,22 @@
+/** Builders of all ops, for model code outside this package. */
+export { attention } from './attention';
+export { avgPool2d } from './avg_pool2d';
+export { conv2d } from './conv2d';
+export { concat, pad, slice, split, transpose } from './copy';
+export { crossEntropy } from './cross_entropy';
+export { embedding } from './embedding';
+export { gatherRows } from './gather_rows';
+export { groupNorm } from './group_norm';
+export { layerNorm } from './layer_norm';
+export { huberLoss, l1Loss, mseLoss, norm } from './losses';
+export { matmul } from './matmul';
+export { abs, add, cast, clamp, cos, detach, div, equal, exp, expand, gelu, geluTanh, less, lessEqual, log, maximum, minimum, mish, mul, neg, quickGelu, relu, rsqrt, scale, shift, sigmoid, sign, silu, sin, sqrt, square, sub, tanh, where } from './pointwise';
+export { dropout, randomInt, randomNormal, randomUniform } from './random';
+export { reshape } from './reshape';
+export { rmsNorm } from './rms_norm';
+export { softmax } from './softmax';
+export { accumulateInto, copyInto, increment, zero } from './state';
+export { mean, sum, sumSquares, total } from './sum';
+export { gaussianFourierProjection, timestepEmbedding } from './timestep_embedding';
+export { upfirdn2d } from './upfirdn2d';
+export { upsampleNearest, upsampleNearest2x } from './upsample_nearest';

@@ -1,0 +1,23 @@
+/** bruit's public API for browsers and bundlers; `bruit/node` adds files and the software adapter. */
+export { Engine, type AdapterProfile, type EngineOptions } from './engine/device';
+export { BruitError } from './engine/errors';
+export { Graph, Tensor, type TensorSpec } from './engine/graph';
+export { gradients } from './engine/autodiff';
+export { compile, Program, type BufferView, type CompileOptions } from './engine/program';
+export { profile, profileTable, chromeTrace, type Profile } from './engine/profiler';
+export { measurePeak } from './engine/peak';
+export * as ops from './engine/ops';
+export { Parameters, WeightStore, type NamedTensor, type ParameterSpec } from './model/parameters';
+export { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from './model/unet2d';
+export { createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerConfig } from './sampler/scheduler_config';
+export { DiffusionProcess } from './sampler/diffusion_process';
+export { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview } from './sampler/sample';
+export { TrainingStep, type TrainingStepConfig, type StepMetrics } from './train/step';
+export { Trainer } from './train/trainer';
+export { parseTrainConfig, type TrainConfig } from './train/config';
+export { BatchLoader, type ImageDataset } from './data/dataset';
+export { openSafetensors, openSharded, writeSafetensors, type TensorStore } from './io/safetensors';
+export { blobSource, bytesSource, urlSource, type ByteSource } from './io/source';
+export { urlFolder, type ModelFolder } from './io/folder';
+export { encodePng, imageGrid } from './io/png';
+export { DDPMPipeline, type GenerateOptions, type GeneratedImages } from './pipelines/ddpm';

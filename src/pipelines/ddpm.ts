@@ -1,0 +1,185 @@
+/**
+ * Unconditional and class-conditional image generation with a UNet2DModel in pixel space: diffusers' DDPMPipeline and DDIMPipeline
+ * folders (model_index.json, unet/, scheduler/), any scheduler, classifier-free guidance where the model has a null label.
+ */
+import type { Engine } from '../engine/device';
+import { BruitError, check } from '../engine/errors';
+import { openWeights, readJson, type ModelFolder } from '../io/folder';
+import { Parameters, WeightStore } from '../model/parameters';
+import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
+import { Graph } from '../engine/graph';
+import { createGpuSampler, type GpuSampler, type SamplerPreview } from '../sampler/sample';
+import { convertSchedulerConfig, createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerClass, type SchedulerConfig } from '../sampler/scheduler_config';
+
+/** Short names of schedulers, as command lines and pages show them. */
+export const schedulerNames = {
+  ddpm: 'DDPMScheduler',
+  ddim: 'DDIMScheduler',
+  pndm: 'PNDMScheduler',
+  lms: 'LMSDiscreteScheduler',
+  heun: 'HeunDiscreteScheduler',
+  euler: 'EulerDiscreteScheduler',
+  euler_a: 'EulerAncestralDiscreteScheduler',
+  dpmpp: 'DPMSolverMultistepScheduler',
+  unipc: 'UniPCMultistepScheduler',
+} as const satisfies Record<string, SchedulerClass>;
+export type SchedulerName = keyof typeof schedulerNames;
+
+/** What diffusers' files cannot say of a class-conditional model; `bruit.json` beside model_index.json. */
+export interface ClassGuidance {
+  /** Default guidance scale; 1 is none. */
+  readonly guidance_scale: number;
+  /** Label of the class embedding trained without a condition. */
+  readonly null_label: number;
+  /** Names of the classes, in label order. */
+  readonly class_names?: readonly string[];
+}
+
+export interface GenerateOptions {
+  /** Number of images; as many as there are labels by default, else 1. */
+  readonly count?: number;
+  /** Class of each image. Shorter lists are repeated. */
+  readonly labels?: readonly number[];
+  /** Denoising steps, 50 by default. */
+  readonly steps?: number;
+  /** Another scheduler than the folder's own. */
+  readonly scheduler?: SchedulerName;
+  /** Keyword arguments of the scheduler's step: `eta` for DDIM, …. */
+  readonly schedulerOptions?: Omit<SamplerOptions, 'numInferenceSteps'>;
+  /** Classifier-free guidance scale; the folder's own by default, 1 for none. */
+  readonly guidanceScale?: number;
+  /** Image i is a pure function of (seed, i), whatever the batch size. */
+  readonly seed?: number;
+  /** Number of the first image. */
+  readonly sampleOffset?: number;
+  /** Images computed at once. */
+  readonly batchSize?: number;
+  /** [height, width], the config's sample_size by default. */
+  readonly size?: readonly [number, number];
+  readonly signal?: AbortSignal;
+  /** Model evaluations done of all. */
+  readonly onProgress?: (done: number, total: number) => void;
+  readonly onPreview?: (preview: SamplerPreview, firstImage: number) => void;
+}
+
+export interface GeneratedImages {
+  /** [N,C,H,W] in [0,1]. */
+  readonly images: Float32Array;
+  readonly shape: readonly [number, number, number, number];
+  readonly labels: Int32Array | undefined;
+}
+
+export class DDPMPipeline {
+  private constructor(
+    readonly engine: Engine,
+    readonly name: string,
+    readonly unet: UNet2DConfig,
+    readonly scheduler: SchedulerConfig,
+    readonly guidance: ClassGuidance | undefined,
+    readonly weights: WeightStore,
+  ) {}
+
+  /**
+   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`.
+   * Configs are checked before any weight is read.
+   */
+  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
+    const { component = 'unet' } = options;
+    check(await folder.has('model_index.json'), 'checkpoint', () => `${folder.name}: no model_index.json; this is not a pipeline folder in diffusers' layout`);
+    const index = await readJson(folder, 'model_index.json');
+    const known = ['DDPMPipeline', 'DDIMPipeline', 'PNDMPipeline', 'ScoreSdeVePipeline'];
+    if (!known.includes(String(index._class_name))) throw new BruitError('config', `${folder.name}: model_index.json names ${JSON.stringify(index._class_name)}; this pipeline loads ${known.join(', ')}`);
+    const unet = parseUNet2DConfig(await readJson(folder, `${component}/config.json`), `${folder.name}/${component}/config.json`);
+    const scheduler = parseSchedulerConfig(await folder.text('scheduler/scheduler_config.json'), `${folder.name}/scheduler/scheduler_config.json`);
+    const guidance = (await folder.has('bruit.json')) ? parseGuidance(await readJson(folder, 'bruit.json'), `${folder.name}/bruit.json`, unet) : undefined;
+
+    // The weights' names and shapes depend on the config alone, not on the size of the images built here.
+    const parameters = new Parameters(new Graph());
+    const ctx = { graph: parameters.graph, parameters };
+    const side = 2 ** unet.block_out_channels.length;
+    unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, side, side]));
+    const weights = new WeightStore(engine, parameters.specs.values(), 'unet');
+    const store = await openWeights(folder, component);
+    try {
+      await weights.load(store, options.onProgress);
+    } catch (e) {
+      weights.destroy();
+      throw e;
+    } finally {
+      await store.close();
+    }
+    return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
+  }
+
+  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
+  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
+    const { steps = 50, seed = 0, sampleOffset = 0 } = o;
+    const { unet } = this;
+    const count = o.count ?? o.labels?.length ?? 1;
+    check(Number.isInteger(count) && count >= 1, 'input', () => `count ${count} must be a whole number of at least 1`);
+    const size = o.size ?? unet.sample_size;
+    check(size, 'input', () => `${this.name}: the config has no sample_size, so give a size`);
+    const conditional = unet.num_class_embeds !== null && unet.class_embed_type === null;
+    check(unet.class_embed_type === null, 'config', () => `${this.name}: class_embed_type "${unet.class_embed_type}" takes embeddings and not labels; use createGpuSampler`);
+    check(!o.labels || conditional, 'input', () => `${this.name}: labels were given, but the model is not class-conditional`);
+    check(o.labels || !conditional, 'input', () => `${this.name}: the model is class-conditional, so labels are needed (0 to ${unet.num_class_embeds! - 1})`);
+    const bad = o.labels?.find((l) => !Number.isInteger(l) || l < 0 || l >= unet.num_class_embeds!);
+    check(bad === undefined, 'input', () => `label ${bad} is not one of 0 to ${unet.num_class_embeds! - 1}`);
+    const guidanceScale = o.guidanceScale ?? this.guidance?.guidance_scale ?? 1;
+    check(guidanceScale === 1 || this.guidance, 'input', () => `${this.name}: guidance needs a null label, which bruit.json of the folder would name`);
+
+    const labels = o.labels && Int32Array.from({ length: count }, (_, i) => o.labels![i % o.labels!.length]!);
+    const program = createSampler(o.scheduler ? convertSchedulerConfig(this.scheduler, schedulerNames[o.scheduler]) : this.scheduler, { numInferenceSteps: steps, ...o.schedulerOptions });
+    const batch = Math.min(o.batchSize ?? 32, count);
+    const shape = [batch, unet.in_channels, size[0], size[1]] as const;
+    const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
+    let parameters: Parameters | undefined;
+    const sampler: GpuSampler = await createGpuSampler(this.engine, {
+      program,
+      shape,
+      model: (graph, sample, timestep, classLabels) => {
+        parameters = new Parameters(graph);
+        return unet2d({ graph, parameters }, unet, classLabels ? { sample, timestep, classLabels } : { sample, timestep });
+      },
+      bindings: () => this.weights.bindings(parameters!),
+      seed,
+      ...(labels && { labels: batchLabels(0)! }),
+      ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
+      preview: o.onPreview !== undefined,
+    });
+    try {
+      const per = shape[1] * shape[2] * shape[3];
+      const images = new Float32Array(count * per);
+      const evaluations = program.steps.length * Math.ceil(count / batch);
+      for (let first = 0; first < count; first += batch) {
+        sampler.set({ sampleOffset: sampleOffset + first, ...(labels && { labels: batchLabels(first)! }) });
+        const before = (first / batch) * program.steps.length;
+        await sampler.run({
+          ...(o.signal && { signal: o.signal }),
+          onProgress: (done) => o.onProgress?.(before + done, evaluations),
+          ...(o.onPreview && { onPreview: (p: SamplerPreview) => o.onPreview!(p, first) }),
+        });
+        const sample = await sampler.read();
+        // [-1,1] to [0,1]
+        const used = Math.min(batch, count - first) * per;
+        for (let i = 0; i < used; i++) images[first * per + i] = Math.min(Math.max(sample[i]! / 2 + 0.5, 0), 1);
+      }
+      return { images, shape: [count, shape[1], shape[2], shape[3]], labels };
+    } finally {
+      sampler.destroy();
+    }
+  }
+
+  /** Frees the weights. */
+  destroy(): void {
+    this.weights.destroy();
+  }
+}
+
+function parseGuidance(json: Record<string, unknown>, file: string, unet: UNet2DConfig): ClassGuidance {
+  const { guidance_scale: scale, null_label: label, class_names: names } = json;
+  check(typeof scale === 'number' && Number.isFinite(scale), 'config', () => `${file}: "guidance_scale" must be a number`);
+  check(Number.isInteger(label) && unet.num_class_embeds !== null && (label as number) < unet.num_class_embeds, 'config', () => `${file}: "null_label" must be one of the model's ${unet.num_class_embeds ?? 0} labels`);
+  check(names === undefined || (Array.isArray(names) && names.every((n) => typeof n === 'string')), 'config', () => `${file}: "class_names" must be a list of strings`);
+  return { guidance_scale: scale, null_label: label as number, ...(names !== undefined && { class_names: names as string[] }) };
+}
