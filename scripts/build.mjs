@@ -7,12 +7,27 @@ import { glob } from './glob_plugin.mjs';
 
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 
-/** What `dist/` is made of. Node targets leave npm packages outside; the browser library carries its own. */
+/**
+ * What `dist/` is made of. Node targets leave npm packages outside. The library is two entries, `bruit` and `bruit/node`, over one shared file, so that
+ * a program that imports both has one `Engine` and one `BruitError`; it carries the packages that a browser can run and leaves those of Node outside.
+ */
 const targets = {
   adapter: { entry: 'src/node/adapter.ts', out: 'dist/adapter.mjs', platform: 'node' },
   swiftshader: { entry: 'src/node/swiftshader.ts', out: 'dist/swiftshader.mjs', platform: 'node' },
   cli: { entry: 'cli/main.ts', out: 'dist/cli.mjs', platform: 'node' },
-  index: { entry: 'src/index.ts', out: 'dist/index.js', platform: 'browser' },
+  index: {
+    entry: 'src/index.ts',
+    out: 'dist/index.js',
+    platform: 'browser',
+    options: {
+      entryPoints: { index: join(root, 'src/index.ts'), node: join(root, 'src/node/index.ts') },
+      outfile: undefined,
+      outdir: join(root, 'dist'),
+      splitting: true,
+      chunkNames: 'library',
+      external: ['node:*', 'webgpu', 'tar-fs', '@resvg/resvg-wasm'],
+    },
+  },
 };
 
 /** Writes under a temporary name and renames, so that a process that imports the file meanwhile never reads half of it. */
@@ -46,19 +61,40 @@ export async function bundle(entry, out, platform, options = {}) {
   return resolve(root, out);
 }
 
+/** Declarations of the library, with file extensions in their imports, which every `moduleResolution` follows. */
+async function declarations() {
+  const { default: ts } = await import('typescript');
+  const { config } = ts.readConfigFile(join(root, 'tsconfig.json'), ts.sys.readFile);
+  const { options } = ts.convertCompilerOptionsFromJson(config.compilerOptions, root);
+  const source = join(root, 'src');
+  const entries = ['index.ts', 'node/index.ts', 'wgsl.d.ts', 'wgsl_reflect.d.ts'].map((file) => join(source, file));
+  const program = ts.createProgram(entries, { ...options, noEmit: false, declaration: true, emitDeclarationOnly: true, rootDir: source, outDir: join(root, 'dist', 'types') });
+  const files = new Map();
+  program.emit(undefined, (path, text) => files.set(path, text));
+  for (const [path, text] of files) {
+    const extended = text.replace(/(from |import\()'(\.[^']*)'/g, (_, start, to) => `${start}'${to}${files.has(join(dirname(path), `${to}.d.ts`)) ? '' : '/index'}.js'`);
+    await writeWhole(path, extended);
+  }
+  return join(root, 'dist', 'types', 'index.d.ts');
+}
+
 function newest(path) {
   const info = statSync(path);
   if (!info.isDirectory()) return info.mtimeMs;
   return readdirSync(path).reduce((time, name) => Math.max(time, newest(join(path, name))), info.mtimeMs);
 }
 
-/** Builds the named targets. */
-export async function build(names = Object.keys(targets)) {
+/** Builds the named targets, `types` (the declarations) among them. */
+export async function build(names = [...Object.keys(targets), 'types']) {
   const built = [];
   for (const name of names) {
+    if (name === 'types') {
+      built.push(await declarations());
+      continue;
+    }
     const target = targets[name];
-    if (!target) throw new Error(`no build target "${name}": choose from ${Object.keys(targets).join(', ')}`);
-    built.push(await bundle(target.entry, target.out, target.platform));
+    if (!target) throw new Error(`no build target "${name}": choose from ${Object.keys(targets).join(', ')}, types`);
+    built.push(await bundle(target.entry, target.out, target.platform, target.options));
   }
   return built;
 }

@@ -52,8 +52,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   var c1 = mat4x4<f32>();
   var c2 = mat4x4<f32>();
   var c3 = mat4x4<f32>();
+  var tap = vec2<u32>(first / max(taps.count.y, 1u), first % max(taps.count.y, 1u));
   for (var t = first; t < last; t++) {
-    let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
     let source = sources(pixels, tap);
     let row = filter_row(taps, tap);
     for (var c = 0u; c < params.channels; c += 8u) {
@@ -72,6 +72,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       c2 += last_rows(w2) * x1;
       c3 += last_rows(w3) * x1;
     }
+    tap = select(vec2<u32>(tap.x, tap.y + 1u), vec2<u32>(tap.x + 1u, 0u), tap.y + 1u == taps.count.y);
   }
   y_base = slice * params.m * params.n;
   for (var j = 0u; j < 4u; j++) {

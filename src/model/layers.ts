@@ -8,7 +8,7 @@ import { conv2d } from '../engine/ops/conv2d';
 import { embedding } from '../engine/ops/embedding';
 import { groupNorm as groupNormOp } from '../engine/ops/group_norm';
 import { matmul } from '../engine/ops/matmul';
-import { add, pointwise, silu, type PointwiseName } from '../engine/ops/pointwise';
+import { add, cast, pointwise, silu, type PointwiseName } from '../engine/ops/pointwise';
 import type { Parameters } from './parameters';
 
 /** What building a model needs besides its config. */
@@ -21,6 +21,8 @@ export interface ModelContext {
   readonly wantsTap?: (path: string) => boolean;
   /** Training-time dropout; absent in inference. */
   readonly dropout?: (x: Tensor, p: number) => Tensor;
+  /** Storage type of activations and of the weights as kernels read them; f32 by default. Arithmetic and statistics are f32 either way. */
+  readonly computeType?: 'f32' | 'f16';
   /** Recompute blocks in the backward pass instead of keeping their values. */
   readonly gradientCheckpointing?: boolean;
 }
@@ -44,7 +46,7 @@ export function conv(ctx: ModelContext, name: string, x: Tensor, out: number, op
     const init = { kind: 'fan_in', fanIn: channels * kernel * kernel } as const;
     const w = ctx.parameters.get(weight(ctx, 'weight'), [out, channels, kernel, kernel], 'conv', init);
     const b = ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init);
-    return add(conv2d(x, w, { stride, padding }), b);
+    return add(conv2d(x, cast(w, x.dtype), { stride, padding }), b);
   });
 }
 
@@ -55,7 +57,7 @@ export function linear(ctx: ModelContext, name: string, x: Tensor, out: number):
     const init = { kind: 'fan_in', fanIn: channels } as const;
     const w = ctx.parameters.get(weight(ctx, 'weight'), [out, channels], 'linear', init);
     const b = ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init);
-    return add(matmul(x, w), b);
+    return add(matmul(x, cast(w, x.dtype)), b);
   });
 }
 

@@ -5,7 +5,7 @@
 import { BruitError } from '../engine/errors';
 import type { Tensor } from '../engine/graph';
 import { concat, transpose } from '../engine/ops/copy';
-import { add, div, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
+import { add, cast, div, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
 import { gaussianFourierProjection, timestepEmbedding } from '../engine/ops/timestep_embedding';
 import { showShape } from '../engine/shape';
@@ -119,6 +119,8 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
 
   let x = transpose(sample, [0, 2, 3, 1]);
   if (config.center_input_sample) x = shift(scale(x, 2), -1);
+  // The time embedding stays f32: it is small, and its arguments reach 1000.
+  x = cast(x, ctx.computeType ?? 'f32');
 
   const project = (t: Tensor): Tensor =>
     config.time_embedding_type === 'fourier'
@@ -160,7 +162,7 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
   });
 
   let y = groupNorm(ctx, 'conv_norm_out', flow.h, { groups, eps, act: 'silu' });
-  y = conv(ctx, 'conv_out', y, config.out_channels);
+  y = cast(conv(ctx, 'conv_out', y, config.out_channels), 'f32');
   if (flow.skip) y = add(y, flow.skip);
   // Score networks divide by the noise level that the Fourier embedding was given (Song et al. 2021).
   if (config.time_embedding_type === 'fourier') y = div(y, reshape(timestep, [batch, 1, 1, 1]));

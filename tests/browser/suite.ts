@@ -2,18 +2,20 @@
  * The suite for WebGPU implementations without vitest: Chrome (Tint) through run.mjs, deno (naga) through
  * scripts/deno.mjs. It must use nothing but `navigator.gpu`, `fetch`-like access given by the host, and the library.
  */
-export interface BrowserTest {
-  name: string;
-  run: (context: BrowserTestContext) => Promise<void>;
-}
+import { Engine } from '../../src/engine/device';
+import { allOps } from '../helpers/all_ops';
+import { modelGoldens, schedulerGoldens, trainingGoldens, type ReadGolden } from '../helpers/golden_cases';
+import { opChecks } from '../helpers/op_suite';
 
-export interface BrowserTestContext {
-  /** Device with all features and limits of the adapter. */
-  device: GPUDevice;
-  /** Device within WebGPU's default limits, without features. */
-  defaultDevice: GPUDevice;
-  /** Bytes of a file under tests/goldens, e.g. `unet2d_class_cond/io.safetensors`. */
-  golden: (path: string) => Promise<ArrayBuffer>;
+/**
+ * Every case of every op runs; this many run with each variant, in f16 and with gradients too. vitest runs all of that on the same
+ * kernels: what another implementation adds is its compiler, and compiling is nearly all the time that the suite takes.
+ */
+const CASES_IN_DEPTH = 2;
+
+interface BrowserTest {
+  name: string;
+  run: () => Promise<void>;
 }
 
 export interface TestResult {
@@ -26,17 +28,7 @@ export interface TestResult {
 /** What the host page or runtime gives. */
 export interface Host {
   report: (result: TestResult) => void | Promise<void>;
-  golden: (path: string) => Promise<ArrayBuffer>;
-}
-
-const tests: BrowserTest[] = [];
-
-/** Adds tests; names must be unique. */
-export function registerBrowserTests(more: readonly BrowserTest[]): void {
-  for (const test of more) {
-    if (tests.some(({ name }) => name === test.name)) throw new Error(`two browser tests are named "${test.name}"`);
-    tests.push(test);
-  }
+  golden: ReadGolden;
 }
 
 async function createDevice(adapter: GPUAdapter, everything: boolean): Promise<GPUDevice> {
@@ -57,7 +49,22 @@ async function requestAdapter(): Promise<GPUAdapter> {
   return adapter;
 }
 
-/** Runs every registered test whose name contains `filter`, in order, reporting each as it ends. */
+/** Everything, in order: the device, then op by op, then models, samplers and training. */
+async function collectTests(host: Host, device: GPUDevice, defaultDevice: GPUDevice): Promise<BrowserTest[]> {
+  const engine = await Engine.create({ device });
+  const defaultEngine = await Engine.create({ device: defaultDevice });
+  const on = (each: Engine, checks: readonly { name: string; run: (engine: Engine) => Promise<void> }[]) => checks.map(({ name, run }) => ({ name, run: () => run(each) }));
+  return [
+    { name: 'device · doubles an array', run: () => doubles(device) },
+    { name: 'device · doubles an array within the default limits', run: () => doubles(defaultDevice) },
+    ...on(engine, allOps.flatMap((suite) => opChecks(suite, { f16: engine.profile.f16, casesInDepth: CASES_IN_DEPTH }))),
+    ...on(engine, modelGoldens(host.golden)),
+    ...on(defaultEngine, await schedulerGoldens(host.golden)),
+    ...on(engine, trainingGoldens(host.golden)),
+  ];
+}
+
+/** Runs every test whose name contains `filter`, in order, reporting each as it ends. */
 export async function runBrowserTests(host: Host, filter = ''): Promise<void> {
   // One adapter makes one device.
   const device = await createDevice(await requestAdapter(), true);
@@ -66,13 +73,16 @@ export async function runBrowserTests(host: Host, filter = ''): Promise<void> {
   for (const each of [device, defaultDevice]) {
     each.addEventListener('uncapturederror', (event) => uncaptured.push(event.error.message));
   }
+  const tests = await collectTests(host, device, defaultDevice);
+  const twice = tests.find(({ name }, i) => tests.findIndex((other) => other.name === name) < i);
+  if (twice) throw new Error(`two tests are named "${twice.name}"`);
   for (const { name, run } of tests.filter((test) => test.name.includes(filter))) {
     const start = performance.now();
     let error: string | undefined;
     try {
-      await run({ device, defaultDevice, golden: host.golden });
+      await run();
       // Errors outside any scope arrive after the work that caused them.
-      await device.queue.onSubmittedWorkDone();
+      await Promise.all([device, defaultDevice].map((each) => each.queue.onSubmittedWorkDone()));
       if (uncaptured.length) error = `uncaptured WebGPU error: ${uncaptured.join('; ')}`;
     } catch (thrown) {
       error = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
@@ -110,8 +120,3 @@ async function doubles(device: GPUDevice): Promise<void> {
   const wrong = values.findIndex((value, i) => result[i] !== 2 * value);
   if (wrong >= 0) throw new Error(`element ${wrong} is ${result[wrong]}, expected ${2 * values[wrong]!}`);
 }
-
-registerBrowserTests([
-  { name: 'device: doubles an array', run: ({ device }) => doubles(device) },
-  { name: 'device: doubles an array within the default limits', run: ({ defaultDevice }) => doubles(defaultDevice) },
-]);

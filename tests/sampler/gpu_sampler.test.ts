@@ -12,19 +12,13 @@ import { numel } from '../../src/engine/shape';
 import { runProgramReference, type Bound, type SamplerProgram, type VarianceHalf } from '../../src/sampler/program';
 import { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview } from '../../src/sampler/sample';
 import { createSampler } from '../../src/sampler/scheduler_config';
-import { recomputeSchedulerCase, type SchedulerCase } from '../../src/sampler/scheduler_case';
 import { testDevice } from '../helpers/device';
-import { goldenJson, loadGolden } from '../helpers/golden';
 import { assertClose, normal, random } from '../helpers/op_suite';
 
 // Default limits: what runs there runs everywhere.
 const device = await testDevice({ limits: 'default' });
 const engine = await Engine.create({ device });
 afterAll(() => engine.destroy());
-
-type Case = SchedulerCase & { noise_draws: number; max_abs: Record<'first' | 'middle' | 'last', number> };
-const { _about, ...cases } = goldenJson<Record<string, Case> & { _about: string }>('schedulers', 'cases.json');
-const io = loadGolden('schedulers', 'io.safetensors');
 
 const draws = (seed: number, n: number, spread = 1): Float32Array => {
   const rand = random(seed);
@@ -53,19 +47,6 @@ const toyReference = (x: number, t: number, label = 0) => Math.tanh((x * (t + 1)
 const small = { num_train_timesteps: 40, beta_start: 0.001, beta_end: 0.1 };
 const program = (className: string, config: object = {}, steps = 6, options: object = {}): SamplerProgram => createSampler({ _class_name: className, ...small, ...config }, { numInferenceSteps: steps, ...options });
 const codeOf = (e: unknown) => (e instanceof BruitError ? e.code : String(e));
-
-describe('goldens of diffusers 0.21.4 on the GPU', () => {
-  test.each(Object.entries(cases))('%s', async (name, c) => {
-    const { shape, data } = io.get('sample')!;
-    const noise = io.get(`${name}.noise`);
-    const result = await recomputeSchedulerCase(engine, c, { shape, data: Float32Array.from(data) }, noise && Float32Array.from(noise.data));
-    for (const point of ['first', 'middle', 'last'] as const) assertClose(`${name} ${point}`, result[point], io.get(`${name}.${point}`)!.data, 1e-5);
-    assertClose('timesteps', result.timesteps, io.get(`${name}.timesteps`)!.data, 1e-6);
-    const sigmas = io.get(`${name}.sigmas`);
-    expect(result.sigmas === undefined).toBe(sigmas === undefined);
-    if (sigmas) assertClose('sigmas', result.sigmas!, sigmas.data, 1e-6);
-  });
-});
 
 describe('against the float64 reference', () => {
   const shape = [3, 2, 5, 7] as const;

@@ -1,0 +1,14 @@
+/** What `bruit/node` adds to `bruit`: WebGPU through Dawn, adapters, files, data sets and whole training runs. Only Node can load it. */
+export { adapterEnvironment, adapterKinds, adapterVariable, parseAdapterKind, reexecWithAdapter, runWithAdapter, type AdapterKind } from './adapter';
+export { packageRoot } from './cache';
+export { openFolder, type DataFolder } from './case_folder';
+export { directory } from './directory';
+export { fileSource, openTensorFile } from './file_source';
+export { appendJsonl, writeFileAtomic } from './files';
+export { createNodeGPU, requestNodeAdapter } from './gpu';
+export { loadImageFolder, type ImageFolderOptions } from './image_folder';
+export { loadIdx, loadIdxFolder, loadMnist, readIdx, type DatasetSplit, type MnistOptions } from './mnist';
+export { plotMetrics, readMetrics, type MetricsRecord, type PlotOptions } from './plot';
+export { writePngFolder } from './png_folder';
+export { listCheckpoints, loadCheckpoint, saveCheckpoint, writeModelFolder } from './run_directory';
+export { loadRecipeData, runTraining, type TrainRunOptions, type TrainRunResult } from './train_run';

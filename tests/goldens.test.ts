@@ -1,0 +1,30 @@
+import { readdirSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { afterAll, describe, expect, test } from 'vitest';
+import { Engine } from '../src/engine/device';
+import { testDevice } from './helpers/device';
+import { goldenPath } from './helpers/golden';
+import { modelGoldens, schedulerGoldens, trainingGoldens, unet2dCases } from './helpers/golden_cases';
+
+const engine = await Engine.create({ device: await testDevice() });
+// Default limits: what runs there runs everywhere.
+const defaultEngine = await Engine.create({ device: await testDevice({ limits: 'default' }) });
+afterAll(() => {
+  engine.destroy();
+  defaultEngine.destroy();
+});
+
+const read = (path: string) => readFile(goldenPath(path));
+
+describe('models', () => {
+  test('every folder of a UNet2DModel is listed', () => expect(readdirSync(goldenPath()).filter((dir) => dir.startsWith('unet2d_'))).toEqual([...unet2dCases]));
+  for (const check of modelGoldens(read)) test(check.name, () => check.run(engine));
+});
+
+describe('schedulers of diffusers 0.21.4', async () => {
+  for (const check of await schedulerGoldens(read)) test(check.name, () => check.run(defaultEngine));
+});
+
+describe('training', () => {
+  for (const check of trainingGoldens(read)) test(check.name, () => check.run(engine));
+});
