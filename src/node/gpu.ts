@@ -27,9 +27,32 @@ export function createNodeGPU(dawnOptions: readonly string[] = []): GPU {
     return instance;
   }
   Object.assign(globalThis, globals);
+  pollGently();
   options = [...dawnOptions];
   instance = create([...dawnOptions]);
   return instance;
+}
+
+/**
+ * While anything is pending, Dawn's binding asks for finished work from `setImmediate` callbacks, one after the other without a pause:
+ * that keeps a core busy which a software adapter needs for the GPU's work (training on two cores ran a third slower). Its callbacks
+ * are native functions; after a burst of quick polls these are spaced out to a few milliseconds.
+ */
+function pollGently(): void {
+  const immediate = globalThis.setImmediate;
+  const quick = 200;
+  const pause = 4; // ms
+  let polls = 0;
+  let last = 0;
+  const patched = (callback: (...args: unknown[]) => void, ...args: unknown[]) => {
+    if (!Function.prototype.toString.call(callback).includes('[native code]')) return immediate(callback, ...args);
+    const now = performance.now();
+    // Nothing was pending for a while: a new wait begins.
+    if (now - last > 10 * pause) polls = 0;
+    last = now;
+    return ++polls < quick ? immediate(callback, ...args) : setTimeout(callback, pause, ...args);
+  };
+  globalThis.setImmediate = Object.assign(patched, { __promisify__: immediate.__promisify__ }) as unknown as typeof setImmediate;
 }
 
 /** An adapter of `gpu`, high performance first. Throws `BruitError('device')` that says what to do if there is none. */

@@ -194,18 +194,20 @@ export interface OpCheck {
 export interface OpCheckOptions {
   /** The device stores f16. */
   readonly f16: boolean;
-  /** How many cases of an op check its further variants, f16 and gradients; all by default. */
-  readonly casesInDepth?: number;
+  /** Only so many of an op's small cases, spread over its list; the first `inDepth` of them with all variants, f16 and gradients. */
+  readonly sample?: { readonly cases: number; readonly inDepth: number };
 }
 
 /**
  * All checks of an op's cases. Small cases run every variant. Large ones run the variant that the adapter would get: a software adapter takes
  * up to a minute for a kernel made for another kind, whose tile edges the small cases cross already.
  */
-export function opChecks(suite: OpTests<never>, { f16, casesInDepth = Infinity }: OpCheckOptions): OpCheck[] {
-  const { op, cases } = suite;
+export function opChecks(suite: OpTests<never>, { f16, sample }: OpCheckOptions): OpCheck[] {
+  const { op } = suite;
+  const small = suite.cases.filter((c) => !isLarge(c));
+  const cases = sample ? small.filter((_, i) => i % Math.ceil(small.length / sample.cases) === 0) : suite.cases;
   return cases.flatMap((c, i) => {
-    const inDepth = i < casesInDepth;
+    const inDepth = !sample || i < sample.inDepth;
     const variants = op.variants === undefined || isLarge(c) ? [undefined] : inDepth ? op.variants : op.variants.slice(0, 1);
     const checks: OpCheck[] = variants.flatMap((variant) =>
       (f16 && inDepth ? (['f32', 'f16'] as const) : (['f32'] as const)).map((dtype) => ({
