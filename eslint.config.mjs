@@ -40,7 +40,7 @@ export default defineConfig(
       '@typescript-eslint/switch-exhaustiveness-check': ['error', { considerDefaultExhaustiveForUnions: true }],
       // noUncheckedIndexedAccess makes `array[i]!` inside bounded loops unavoidable.
       '@typescript-eslint/no-non-null-assertion': 'off',
-      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true, allowArray: true, allowNullish: true }],
+      '@typescript-eslint/restrict-template-expressions': ['error', { allowNumber: true, allowBoolean: true, allowArray: true, allowNullish: true, allow: [{ name: ['Error', 'URL', 'URLSearchParams'], from: 'lib' }, { name: 'Tensor', from: 'file' }] }],
       '@typescript-eslint/require-await': 'off',
       '@typescript-eslint/no-unused-vars': ['error', { argsIgnorePattern: '^_', varsIgnorePattern: '^_', ignoreRestSiblings: true }],
       // Wrong about typed arrays over ArrayBuffer and ArrayBufferLike: what it calls unnecessary, tsc asks for.

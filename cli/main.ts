@@ -5,6 +5,7 @@ import { BruitError } from '../src/engine/errors';
 import { adapterKinds } from '../src/node/adapter';
 import { addBench } from './bench';
 import { addDemo } from './demo';
+import { addExport } from './export';
 import { addInfo } from './info';
 import { addInspect } from './inspect';
 import { addSample } from './sample';
@@ -28,7 +29,7 @@ const program = new Command('bruit')
   .helpCommand('help [command]', 'how to use a command')
   .addHelpText('after', '\nExit codes: 0 done, 1 failed (or verify found a miss), 2 wrong usage or bad input.\n`bruit help COMMAND` shows options and examples of a command.');
 
-for (const add of [addSample, addTrain, addVerify, addBench, addInspect, addInfo, addDemo]) add(program);
+for (const add of [addSample, addTrain, addVerify, addExport, addBench, addInspect, addInfo, addDemo]) add(program);
 
 // `bruit inspect … | head` closes the pipe early: that is no failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

@@ -64,8 +64,9 @@ fn grad_q(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: 
   var sums: array<mat4x4<f32>, BLOCKS>; // column c belongs to row t[c]
   let end = key_end(first + 16u);
   for (var j = 0u; j < end; j += 64u) {
-    var s: mat4x4<f32>;
-    var p: mat4x4<f32>;
+    // Said, not left to `var s: mat4x4<f32>;`: Dawn's SPIR-V zeroes that before the loop only.
+    var s = mat4x4<f32>();
+    var p = mat4x4<f32>();
     for (var d = 0u; d < params.head4; d += 2u) {
       workgroupBarrier();
       let part = lane % 2u;
@@ -126,8 +127,8 @@ fn grad_kv(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     begin = first;
   }
   for (var t = begin; t < params.t; t += 64u) {
-    var s: mat4x4<f32>;
-    var p: mat4x4<f32>;
+    var s = mat4x4<f32>();
+    var p = mat4x4<f32>();
     for (var d = 0u; d < params.head4; d += 2u) {
       workgroupBarrier();
       let part = lane % 2u;

@@ -38,7 +38,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   var total = vec4<f32>(); // over this thread's keys only, until the end
   let end = key_end(first + 16u);
   for (var j = 0u; j < end; j += 64u) {
-    var s: mat4x4<f32>; // column i belongs to key j + column + 16·i, rows in the components
+    // Said, not left to `var s: mat4x4<f32>;`: Dawn's SPIR-V zeroes that before the loop only.
+    var s = mat4x4<f32>(); // column i belongs to key j + column + 16·i, rows in the components
     for (var d = 0u; d < params.head4; d += 4u) {
       workgroupBarrier();
       let dd = d + lane % 4u;

@@ -19,7 +19,7 @@ export function toByte(x: number): number {
  * parameters; characters outside Latin-1, which tEXt does not allow, are written as JSON's \uXXXX.
  */
 export function encodePng(raster: Raster, text: Readonly<Record<string, string>> = {}): Uint8Array {
-  const latin1 = Object.fromEntries(Object.entries(text).map(([k, v]) => [k, v.replace(/[^\u0000-\u00ff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)]));
+  const latin1 = Object.fromEntries(Object.entries(text).map(([k, v]) => [k, v.replace(/[\u0100-\uffff]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`)]));
   return encode({ ...raster, depth: 8, text: latin1 }, { zlib: { level: 6 } });
 }
 

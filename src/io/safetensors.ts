@@ -121,7 +121,7 @@ function parseHeader(bytes: Uint8Array, file: string, dataStart: number, fileSiz
   }
   // It begins with "{", so it is an object. Object.entries sees an own "__proto__" like any other key.
   const dataLength = fileSize - dataStart;
-  const metadata: Record<string, string> = Object.create(null);
+  const metadata = Object.create(null) as Record<string, string>;
   const list: TensorInfo[] = [];
   for (const [name, entry] of Object.entries(header as object)) {
     if (!isWellFormed(name)) fail(`${file}: tensor name ${quote(name)} holds half of a surrogate pair`);
@@ -279,12 +279,12 @@ export async function openSharded(index: ByteSource, open: (file: string) => Pro
     if (typeof file !== 'string' || !/^[^/\\:]+$/.test(file) || file === '.' || file === '..') return fail(`${at}: weight_map gives tensor ${quote(name)} the file ${describe(file)}; a plain file name beside the index is wanted`);
     fileOf.set(name, file);
   }
-  const metadata: Record<string, string> = Object.create(null);
+  const metadata = Object.create(null) as Record<string, string>;
   const tensors = new Map<string, TensorInfo>();
   const shardOf = new Map<string, TensorStore>();
   const sources: ByteSource[] = [];
   const unlisted: string[] = [];
-  const close = async () => void (await Promise.all(sources.map((source) => source.close?.())));
+  const close = async () => void (await Promise.all(sources.map(async (source) => source.close?.())));
   try {
     for (const file of new Set(fileOf.values())) {
       const source = await open(file);

@@ -80,6 +80,7 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
     }
     await mkdir(o.out, { recursive: true });
     await writeFileAtomic(path.join(o.out, 'recipe.json'), text);
+    await writeFileAtomic(path.join(o.out, 'run.json'), `${JSON.stringify({ adapter: engine.profile.name, data: train.name, images: train.length, weights: trainer.step.weights.count }, null, 2)}\n`);
     const total = Math.min(config.steps, o.stopAfter ?? Infinity);
     o.onStart?.(trainer, total);
     let checkpoint = newest?.path;

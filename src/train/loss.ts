@@ -6,7 +6,7 @@ import { gatherRows } from '../engine/ops/gather_rows';
 import { add, cast, clamp, detach, exp, less, log, mul, scale, shift, square, sub, tanh, where } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
 import { mean } from '../engine/ops/sum';
-import { DiffusionProcess } from '../sampler/diffusion_process';
+import type { DiffusionProcess } from '../sampler/diffusion_process';
 import type { PredictionType } from '../sampler/prediction';
 
 export interface LossConfig {

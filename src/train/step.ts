@@ -18,7 +18,7 @@ import { compile, type BufferView, type Program } from '../engine/program';
 import { RngStream, seedKey } from '../engine/rng';
 import { Parameters, WeightStore, type ParameterSpec } from '../model/parameters';
 import type { ModelContext } from '../model/layers';
-import { DiffusionProcess } from '../sampler/diffusion_process';
+import type { DiffusionProcess } from '../sampler/diffusion_process';
 import { addNoise, diffusionLoss, StepCoefficients, type LossConfig } from './loss';
 
 /** How the trained model is built: predicts from noisy images [N,C,H,W], f32 time steps [N] and labels i32 [N]. */
@@ -165,14 +165,12 @@ export class TrainingStep {
     };
 
     try {
-      let squareNorm: Tensor;
-      let update: Program | undefined;
       const outputs = [forward.xt, forward.prediction, forward.perSample, forward.loss];
       if (!microGradients) {
-        squareNorm = appendUpdate(graph, bindings, { counters, control, metrics, loss: forward.loss });
+        const squareNorm = appendUpdate(graph, bindings, { counters, control, metrics, loss: forward.loss });
         increment(microStep, 1);
         const step = await compile(engine, graph, { outputs: [...outputs, squareNorm, counters, control, metrics, microStep], bindings, label: 'training step' });
-        return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters, control, metrics, microStep }, { step, update }, { ...forward, squareNorm });
+        return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters, control, metrics, microStep }, { step, update: undefined }, { ...forward, squareNorm });
       }
       // Micro-batches add to the gradient slabs; their losses add to one number.
       const lossSum = graph.state('loss_sum', [1]);
@@ -186,10 +184,10 @@ export class TrainingStep {
       const shared = { counters: updateGraph.state('counters', [4], 'u32'), control: updateGraph.state('control', [controlSize]), metrics: updateGraph.state('metrics', [METRIC_ROWS, 4]), loss: updateGraph.state('loss_sum', [1]) };
       own.set(shared.control, step.view(control));
       own.set(shared.loss, step.view(lossSum));
-      squareNorm = appendUpdate(updateGraph, own, shared);
+      const squareNorm = appendUpdate(updateGraph, own, shared);
       stores.gradients.slabs.forEach((_, i) => zero(slabLeaf(updateGraph, own, stores.gradients, i)));
       zero(shared.loss);
-      update = await compile(engine, updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
+      const update = await compile(engine, updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
       return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters: shared.counters, control, metrics: shared.metrics, microStep }, { step, update }, { ...forward, squareNorm });
     } catch (e) {
       for (const s of [...Object.values(stores), frozen, ...(microGradients ? [microGradients] : [])]) s.destroy();

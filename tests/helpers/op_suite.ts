@@ -140,7 +140,7 @@ async function withWorkgroupLimit<T>(engine: Engine, limit: number, body: () => 
 }
 
 /** Real layers' shapes, and what is beyond a limit. */
-const isLarge = (c: OpCase<never>): boolean => c.bench === true || c.inputs.reduce((n, { shape }) => n + numel(shape), 0) >= 65536;
+const isLarge = (c: OpCase<never>): boolean => c.bench === true || c.inputs.reduce((n, { shape }) => n + numel(shape), 0) >= 2 ** 17;
 
 /** Gradients of a random linear function of the outputs, along random directions and single elements. */
 export async function checkGradients(engine: Engine, suite: OpTests<never>, c: OpCase<never>): Promise<void> {
@@ -194,7 +194,7 @@ export interface OpCheck {
 export interface OpCheckOptions {
   /** The device stores f16. */
   readonly f16: boolean;
-  /** Only so many of an op's small cases, spread over its list; the first `inDepth` of them with all variants, f16 and gradients. */
+  /** Only so many of an op's small cases, spread over its list; the first `inDepth` of them with gradients and all variants (the further ones in f16 alone, where there is f16). */
   readonly sample?: { readonly cases: number; readonly inDepth: number };
 }
 
@@ -209,8 +209,9 @@ export function opChecks(suite: OpTests<never>, { f16, sample }: OpCheckOptions)
   return cases.flatMap((c, i) => {
     const inDepth = !sample || i < sample.inDepth;
     const variants = op.variants === undefined || isLarge(c) ? [undefined] : inDepth ? op.variants : op.variants.slice(0, 1);
+    const types = (variant: string | undefined): readonly ('f32' | 'f16')[] => (!f16 || !inDepth ? ['f32'] : sample && variant !== variants[0] ? ['f16'] : ['f32', 'f16']);
     const checks: OpCheck[] = variants.flatMap((variant) =>
-      (f16 && inDepth ? (['f32', 'f16'] as const) : (['f32'] as const)).map((dtype) => ({
+      types(variant).map((dtype) => ({
         name: `${op.name} · ${c.name}${variant ? ` · ${variant}` : ''} · ${dtype}`,
         run: (engine) => checkForward(engine, suite, c, { dtype, variant }),
       })),

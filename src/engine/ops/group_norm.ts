@@ -149,7 +149,8 @@ export const groupNormOp = defineOp<GroupNormAttrs>({
     const [x, gamma, beta] = inputs as [Tensor, Tensor, Tensor];
     const [, mean, rstd] = outputs as [Tensor, Tensor, Tensor];
     const [dy, dmean, drstd] = outputGrads;
-    let [dx, dgamma, dbeta] = dy ? graph.add(groupNormGradOp, [x, gamma, beta, mean, rstd, dy], attrs) : [];
+    const [dxOfY, dgamma, dbeta] = dy ? graph.add(groupNormGradOp, [x, gamma, beta, mean, rstd, dy], attrs) : [];
+    let dx = dxOfY;
     // Only where a loss looks at the statistics themselves: dmean/dx = 1/M, drstd/dx = −rstd²·x̂/M.
     if (dmean || drstd) {
       const { batch, pixels, channels, groups } = sizesOf(x, attrs.groups);

@@ -107,7 +107,7 @@ interface Kernel {
   /** From large to small. */
   readonly tiles: readonly Tile[];
   /** k is split at multiples of this. */
-  step(tile: Tile): number;
+  readonly step: (tile: Tile) => number;
   /** Tiles that fill an adapter: k is split, or the tile made smaller, where there are fewer. */
   readonly wanted: number;
   readonly tilesPerWorkgroup: number;

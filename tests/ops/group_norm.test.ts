@@ -1,0 +1,3 @@
+import { describeOps } from '../helpers/describe_ops';
+
+await describeOps('group_norm');
