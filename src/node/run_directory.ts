@@ -49,6 +49,8 @@ export async function saveCheckpoint(run: string, config: TrainConfig, state: Tr
   await writeFileAtomic(path.join(temporary, 'scheduler', 'scheduler_config.json'), json(config.schedulerJson));
   const scheduler = (config.schedulerJson as { _class_name?: string })._class_name ?? 'DDPMScheduler';
   await writeFileAtomic(path.join(temporary, 'model_index.json'), json({ _class_name: 'DDPMPipeline', unet: ['diffusers', 'UNet2DModel'], scheduler: ['diffusers', scheduler] }));
+  // A model trained without its label now and then can be guided; the scale is a sampling choice, 1 is none.
+  if (config.conditionDropout > 0) await writeFileAtomic(path.join(temporary, 'bruit.json'), json({ guidance_scale: 1, null_label: config.model.num_class_embeds! - 1 }));
   await writeFileAtomic(path.join(temporary, 'optimizer.safetensors'), writeSafetensors([...f32(tensors.moment1, 'exp_avg.'), ...f32(tensors.moment2, 'exp_avg_sq.')]));
   await writeFileAtomic(path.join(temporary, 'trainer_state.json'), json(state));
   await rm(final, { recursive: true, force: true });

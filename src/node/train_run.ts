@@ -5,6 +5,11 @@ import path from 'node:path';
 import { BatchLoader, type ImageDataset } from '../data/dataset';
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
+import { encodePng, imageGrid } from '../io/png';
+import { Parameters } from '../model/parameters';
+import { unet2d } from '../model/unet2d';
+import { createGpuSampler, type GpuSampler } from '../sampler/sample';
+import { convertSchedulerConfig, createSampler } from '../sampler/scheduler_config';
 import { parseTrainConfig, type TrainConfig } from '../train/config';
 import type { StepMetrics } from '../train/step';
 import { Trainer } from '../train/trainer';
@@ -84,6 +89,7 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
     const total = Math.min(config.steps, o.stopAfter ?? Infinity);
     o.onStart?.(trainer, total);
     let checkpoint = newest?.path;
+    const grids = config.sampleEvery > 0 ? await SampleGrids.create(engine, trainer, train) : undefined;
     let losses: number[] = [];
     await trainer.train({
       until: total,
@@ -93,15 +99,59 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
         await appendJsonl(metricsFile, ...metrics.map((m) => ({ step: m.step, loss: m.loss, lr: m.learningRate, grad_norm: m.gradNorm, ...(m.skipped && { skipped: true }) })));
         o.onMetrics?.(metrics);
       },
+      onSample: async (t) => {
+        await mkdir(path.join(o.out, 'samples'), { recursive: true });
+        await writeFileAtomic(path.join(o.out, 'samples', `step-${String(t.stepsDone).padStart(8, '0')}.png`), await grids!.render());
+      },
       onCheckpoint: async (t) => {
         checkpoint = await saveCheckpoint(o.out, config, await t.readState(), await t.readTensors());
         await o.onCheckpoint?.(checkpoint);
       },
     });
+    grids?.destroy();
     const lossCurve = path.join(o.out, 'loss.png');
     await writeFileAtomic(lossCurve, await plotMetrics(await readMetrics(metricsFile), { title: 'Training loss', subtitle: `${train.name}, batch ${config.batchSize}, ${engine.profile.name}` }));
     return { steps: trainer.stepsDone, checkpoint, lossCurve, loss: losses.reduce((a, b) => a + b, 0) / Math.max(losses.length, 1) };
   } finally {
     trainer.destroy();
+  }
+}
+
+/** Pictures of what the EMA weights have learnt, always from the same seed: compiled once, drawn every `sample_every` steps. */
+class SampleGrids {
+  private constructor(
+    private readonly sampler: GpuSampler,
+    private readonly shape: readonly [number, number, number, number],
+    private readonly labels: Int32Array | undefined,
+  ) {}
+
+  static async create(engine: Engine, { config, step }: Trainer, dataset: ImageDataset): Promise<SampleGrids> {
+    const { model } = config;
+    const classes = dataset.classes?.length ?? 0;
+    const labels = model.num_class_embeds === null ? undefined : Int32Array.from({ length: 20 }, (_, i) => i % Math.max(classes, 1));
+    const shape = [labels?.length ?? 16, ...dataset.shape] as const;
+    let parameters: Parameters | undefined;
+    const sampler = await createGpuSampler(engine, {
+      program: createSampler(convertSchedulerConfig(config.scheduler, 'DDIMScheduler'), { numInferenceSteps: Math.min(25, config.scheduler.num_train_timesteps) }),
+      shape,
+      model: (graph, sample, timestep, classLabels) => {
+        parameters = new Parameters(graph);
+        return unet2d({ graph, parameters }, model, classLabels ? { sample, timestep, classLabels } : { sample, timestep });
+      },
+      bindings: () => step.emaBindings(parameters!),
+      ...(labels && { labels }),
+    });
+    return new SampleGrids(sampler, shape, labels);
+  }
+
+  async render(): Promise<Uint8Array> {
+    await this.sampler.run();
+    // [-1,1] to [0,1]
+    const data = (await this.sampler.read()).map((v) => Math.min(Math.max(v / 2 + 0.5, 0), 1));
+    return encodePng(imageGrid({ data, shape: this.shape }, { ...(this.labels && { columns: 10, labels: Array.from(this.labels, String) }) }));
+  }
+
+  destroy(): void {
+    this.sampler.destroy();
   }
 }

@@ -237,6 +237,12 @@ export class TrainingStep {
     return out;
   }
 
+  /** Bindings of a graph of the same model to the EMA weights, for sampling during training. */
+  emaBindings(parameters: Parameters): Map<Tensor, BufferView> {
+    const frozen = new Set(this.frozen.specs.map((s) => s.name));
+    return new Map([...parameters.tensors].map(([name, t]) => [t, (frozen.has(name) ? this.frozen : this.ema).view(name)]));
+  }
+
   /** One of the last step's {@link values}. */
   read(t: Tensor): Promise<Float32Array> {
     return (t === this.values.squareNorm && this.programs.update ? this.programs.update : this.programs.step).read(t);

@@ -17,7 +17,7 @@ const tiny = {
   model: { sample_size: 28, in_channels: 1, out_channels: 1, down_block_types: ['DownBlock2D', 'DownBlock2D'], up_block_types: ['UpBlock2D', 'UpBlock2D'], block_out_channels: [4, 8], layers_per_block: 1, norm_num_groups: 2, add_attention: false, num_class_embeds: 11, dropout: 0.1 },
   scheduler: { _class_name: 'DDPMScheduler', prediction_type: 'v_prediction' },
   data: { source: 'mnist' },
-  train: { steps: 8, batch_size: 2, learning_rate: 1e-3, lr_schedule: 'cosine', condition_dropout: 0.2, log_every: 2, checkpoint_every: 3, seed: 5 },
+  train: { steps: 8, batch_size: 2, learning_rate: 1e-3, lr_schedule: 'cosine', condition_dropout: 0.2, log_every: 2, checkpoint_every: 3, sample_every: 8, seed: 5 },
 };
 
 beforeAll(async () => {
@@ -46,6 +46,7 @@ test('stopping and resuming gives the same bytes as not having stopped', async (
   const [whole, parts] = [path.join(dir, 'whole'), path.join(dir, 'parts')];
   const done = await runTraining(engine, { recipe, out: whole });
   expect(done.steps).toBe(8);
+  expect(await readdir(path.join(whole, 'samples'))).toEqual(['step-00000008.png']);
   await runTraining(engine, { recipe, out: parts, stopAfter: 3 });
   await runTraining(engine, { recipe, out: parts, stopAfter: 5, resume: true });
   await runTraining(engine, { recipe, out: parts, resume: true });
