@@ -91,7 +91,7 @@ describe('judge', () => {
     const { images, labels } = await realSamples();
     const real = await evaluate(judge, await samples(images, 28, labels), digits);
     expect(real).toMatchObject({ images: 100, frechetImages: 100, passed: true });
-    expect(real.accuracyPerClass.every((share) => share !== null && share > 0.9)).toBe(true);
+    expect(real.accuracyPerClass.every((share) => share !== null && share >= 0.8)).toBe(true);
 
     const mislabelled = await evaluate(judge, await samples(images, 28, labels.map((label) => (label + 1) % 10)), digits);
     expect(mislabelled.accuracy).toBeLessThan(0.05);
