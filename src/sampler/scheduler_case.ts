@@ -9,7 +9,7 @@ import { createSampler, type SamplerOptions } from './scheduler_config';
 /** An entry of the case's cases.json. */
 export interface SchedulerCase {
   readonly class: string;
-  readonly config: Readonly<Record<string, unknown>>;
+  readonly config: object;
   readonly num_inference_steps: number;
   /** Arguments of the scheduler's `step`, such as `eta`. */
   readonly step_kwargs?: SamplerOptions;
