@@ -22,12 +22,12 @@ export function addDemo(program: Command): void {
         const grid = path.join(out, 'digits.png');
         const pipeline = await DDPMPipeline.fromFolder(engine, directory(bundledModel()));
         try {
-          const result = await generateWithProgress(pipeline, { count: 40, labels: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], steps: 25, seed: 0, batchSize: 40 }, false);
-          await writeImages(grid, result, { model: 'digits', steps: 25, seed: 0, adapter: engine.profile.name }, true);
+          const result = await generateWithProgress(pipeline, { count: 30, labels: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], steps: 20, seed: 0, batchSize: 30 }, false);
+          await writeImages(grid, result, { model: 'digits', steps: 20, seed: 0, adapter: engine.profile.name }, true);
         } finally {
           pipeline.destroy();
         }
-        console.log(`40 digits in ${grid}`);
+        console.log(`30 digits in ${grid}`);
 
         let progress: Progress | undefined;
         const result = await runTraining(engine, {

@@ -110,7 +110,7 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
     });
     grids?.destroy();
     const lossCurve = path.join(o.out, 'loss.png');
-    await writeFileAtomic(lossCurve, await plotMetrics(await readMetrics(metricsFile), { title: 'Training loss', subtitle: `${train.name}, batch ${config.batchSize}, ${engine.profile.name}` }));
+    await writeFileAtomic(lossCurve, await plotMetrics(await readMetrics(metricsFile), { title: 'Training loss', subtitle: `${train.name}, batch ${config.batchSize}` }));
     return { steps: trainer.stepsDone, checkpoint, lossCurve, loss: losses.reduce((a, b) => a + b, 0) / Math.max(losses.length, 1) };
   } finally {
     trainer.destroy();
