@@ -47,6 +47,9 @@ function countReaders(nodes: readonly PlannedNode[], outputs: ReadonlySet<Tensor
   return readers;
 }
 
+/** Storing as an integer drops the fraction: that store cannot be fused away, as arithmetic is f32. */
+const isFloat = (t: Tensor): boolean => t.dtype === 'f32' || t.dtype === 'f16';
+
 /** Merges equal operands of a program. */
 function mergeOperands(program: PointwiseProgram, operands: readonly Tensor[]): { program: PointwiseProgram; operands: Tensor[] } {
   const unique = [...new Set(operands)];
@@ -82,7 +85,7 @@ export function fuse(nodes: readonly PlannedNode[], outputs: ReadonlySet<Tensor>
       const t = operands[k]!;
       const p = producer.get(t);
       const source = p === undefined ? undefined : list[p];
-      if (!source || p === i || !isPointwise(source.op) || readers.get(t) !== 1 || !sameShape(t.shape, out.shape) || !movable(source, p!)) continue;
+      if (!source || p === i || !isPointwise(source.op) || readers.get(t) !== 1 || !sameShape(t.shape, out.shape) || !isFloat(t) || !movable(source, p!)) continue;
       const composed = composePrograms(attrs.program, k, (source.attrs as PointwiseAttrs).program);
       const merged = mergeOperands(composed, [...operands.slice(0, k), ...operands.slice(k + 1), ...source.inputs]);
       if (merged.operands.length + 1 > maxStorageBuffers) continue;
@@ -107,7 +110,7 @@ export function fuse(nodes: readonly PlannedNode[], outputs: ReadonlySet<Tensor>
     for (const { t, k, p } of candidates) {
       const source = list[p];
       const slots = source?.op.epilogueBuffers;
-      if (!source || slots === undefined || source.epilogue || source.outputs[0] !== t || readers.get(t) !== 1 || !sameShape(t.shape, out.shape)) continue;
+      if (!source || slots === undefined || source.epilogue || source.outputs[0] !== t || readers.get(t) !== 1 || !sameShape(t.shape, out.shape) || !isFloat(t)) continue;
       if (node.inputs.length - 1 > slots || !movable(source, p)) continue;
       const rest = node.inputs.filter((_, j) => j !== k);
       const map = node.inputs.map((_, j) => (j === k ? 0 : j < k ? j + 1 : j));

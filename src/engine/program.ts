@@ -161,13 +161,15 @@ class ProgramMemory {
     if (oversize) {
       throw new BruitError('limit', `${this.label}: ${'temp' in oversize ? `workspace '${oversize.label}' ${showShape(oversize.shape)}` : `${oversize}${oversize.node ? ` of ${oversize.node.op.name} (${oversize.node.path})` : ''}`} takes ${bytesOf(oversize)} bytes, this device binds at most ${limit}. Use a smaller batch or image.`);
     }
+    // Before the error scope opens: an exception inside would leave it open on the caller's device.
+    const unbound = this.usedLeaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
+    if (unbound) throw new BruitError('checkpoint', `${this.label}: parameter '${unbound.name}' ${showShape(unbound.shape)} has no buffer in \`bindings\``);
     device.pushErrorScope('out-of-memory');
     const slots = this.plan.slots.map((bytes, i) => this.create(`${this.label}.slot${i}`, bytes));
     if (poison) slots.forEach((b) => device.queue.writeBuffer(b, 0, new Uint32Array(b.size / 4).fill(0x7fc00000)));
     for (const [t, s] of this.slotOf) this.views.set(t, { buffer: slots[s]!, offset: 0 });
     for (const t of this.usedLeaves) {
       const bound = this.bindings.get(t);
-      if (!bound && t.kind === 'parameter') throw new BruitError('checkpoint', `${this.label}: parameter '${t.name}' ${showShape(t.shape)} has no buffer in \`bindings\``);
       const view = bound ?? { buffer: this.create(t.name || `leaf${t.id}`, padded(t.bytes)), offset: 0 };
       this.views.set(t, view);
       if (!bound && t.data) device.queue.writeBuffer(view.buffer, 0, t.data as Float32Array<ArrayBuffer>);
