@@ -57,7 +57,7 @@ export interface GenerateOptions {
   /** [height, width], the config's sample_size by default. */
   readonly size?: readonly [number, number];
   readonly signal?: AbortSignal;
-  /** Model evaluations done of all. */
+  /** Model evaluations done of all; first 0, when everything is compiled. */
   readonly onProgress?: (done: number, total: number) => void;
   readonly onPreview?: (preview: SamplerPreview, firstImage: number) => void;
 }
@@ -151,6 +151,7 @@ export class DDPMPipeline {
       const per = shape[1] * shape[2] * shape[3];
       const images = new Float32Array(count * per);
       const evaluations = program.steps.length * Math.ceil(count / batch);
+      o.onProgress?.(0, evaluations);
       for (let first = 0; first < count; first += batch) {
         sampler.set({ sampleOffset: sampleOffset + first, ...(labels && { labels: batchLabels(first)! }) });
         const before = (first / batch) * program.steps.length;
