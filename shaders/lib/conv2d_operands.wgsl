@@ -92,10 +92,15 @@ fn sources(p: Pixels, tap: vec2<u32>) -> vec4<u32> {
   return select(vec4<u32>(NOWHERE), at * params.channels, inside);
 }
 
-// Rows of the filter that the tap holds, before its first.
-fn filter_row(taps: Taps, tap: vec2<u32>) -> u32 {
+// Number of the filter's tap.
+fn filter_tap(taps: Taps, tap: vec2<u32>) -> u32 {
   let t = taps.first + tap * select(1u, params.stride, GRADIENT);
-  return (t.x * params.taps_x + t.y) * select(params.channels, params.n, GRADIENT);
+  return t.x * params.taps_x + t.y;
+}
+
+// Rows of the filter before the tap's first.
+fn filter_row(taps: Taps, tap: vec2<u32>) -> u32 {
+  return filter_tap(taps, tap) * select(params.channels, params.n, GRADIENT);
 }
 
 // Four neighbours in memory. X4(…) takes a scalar or a vec4 of X's type alike: the branch not taken must still compile.

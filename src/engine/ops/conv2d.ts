@@ -1,15 +1,18 @@
 import conv2dShader from '../../../shaders/conv2d.wgsl';
+import broadcastShader from '../../../shaders/conv2d_broadcast.wgsl';
 import subgroupShader from '../../../shaders/conv2d_subgroup.wgsl';
 import tiledShader from '../../../shaders/conv2d_tiled.wgsl';
 import gradWeightShader from '../../../shaders/conv2d_grad_weight.wgsl';
+import gradWeightBroadcastShader from '../../../shaders/conv2d_grad_weight_broadcast.wgsl';
 import gradWeightSubgroupShader from '../../../shaders/conv2d_grad_weight_subgroup.wgsl';
-import type { AdapterProfile } from '../device';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
-import { defineOp, opTests, type LowerContext, type RefTensor } from '../op';
+import { defineOp, opTests, type Bindable, type LowerContext, type RefTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { numel, showShape } from '../shape';
+import { emitCopy } from './copy';
+import { kernelFor, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 import { sum } from './sum';
@@ -84,11 +87,12 @@ interface Kernel {
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
 const direct = { tiles: [{ rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }], wanted: 256, tilesPerWorkgroup: 32, step: 4 } as const;
+const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 4 } as const;
 const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
-type KernelName = 'direct' | 'subgroup' | 'tiled';
 const productKernels: Readonly<Record<KernelName, Kernel>> = {
   direct: { shader: { file: 'conv2d.wgsl', text: conv2dShader }, ...direct },
+  broadcast: { shader: { file: 'conv2d_broadcast.wgsl', text: broadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_subgroup.wgsl', text: subgroupShader }, ...subgroup },
   tiled: {
     shader: { file: 'conv2d_tiled.wgsl', text: tiledShader },
@@ -98,23 +102,19 @@ const productKernels: Readonly<Record<KernelName, Kernel>> = {
     step: 4,
   },
 };
-const gradWeightKernels: Readonly<Record<'direct' | 'subgroup', Kernel>> = {
+const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'>, Kernel>> = {
   direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct },
+  broadcast: { shader: { file: 'conv2d_grad_weight_broadcast.wgsl', text: gradWeightBroadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup },
 };
-
-/** `columns`: of the product. A subgroup takes 16 at a time, dear where there are few. */
-function kernelName(profile: AdapterProfile, variant: string | undefined, columns: number): KernelName {
-  const name = (variant ?? (profile.kind === 'gpu' ? 'tiled' : columns > 8 ? 'subgroup' : 'direct')) as KernelName;
-  return name === 'subgroup' && profile.subgroupSize !== 8 ? 'direct' : name;
-}
 
 /** The largest tile that leaves enough of them, none much larger than the matrix. */
 const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: number, n: number): Tile =>
   tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns) ?? tiles[tiles.length - 1]!;
 
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
-function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], profile, variant, temp, dispatch }: LowerContext<A>, d: Dimensions, gradient: boolean): void {
+function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean): void {
+  const { inputs, outputs: [y], profile, variant, temp, dispatch } = ctx;
   const [source, filter] = inputs as [Tensor, Tensor];
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
@@ -126,7 +126,7 @@ function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], profile, vari
   const columns = Math.ceil(yWidth / phaseEdge);
   const phaseM = d.n * rows * columns;
   const taps = d.r * d.s;
-  const name = kernelName(profile, variant, n);
+  const name = kernelFor(profile, variant, n, 9);
   const kernel = productKernels[name];
   const tapK = roundUp(channels, kernel.step);
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
@@ -142,10 +142,16 @@ function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], profile, vari
   const slices = Math.ceil((taps * tapK) / sliceK);
   const target = slices === 1 ? y! : temp('partial sums', [slices, ...y!.shape]);
 
-  const xWide = channels % 4 === 0;
+  const byScalars = name === 'broadcast';
+  const xWide = channels % 4 === 0 && !byScalars;
   // The subgroup kernel reads a transposed filter down its columns.
-  const wWide = d.k % 4 === 0 && !(gradient && name === 'subgroup');
-  const store = n % 4 === 0 ? 4 : 1;
+  const wWide = d.k % 4 === 0 && !byScalars && !(gradient && name === 'subgroup');
+  const store = n % 4 === 0 && !byScalars ? 4 : 1;
+  let read: Bindable = filter;
+  if (gradient && name === 'broadcast') {
+    read = temp('transposed filter', [taps, d.k, d.c], filter.dtype);
+    emitCopy({ dispatch, profile, variant: undefined }, { from: filter, to: read, dims: read.shape, fromStrides: [d.c * d.k, 1, d.k], toStrides: [d.c * d.k, d.c, 1] });
+  }
   dispatch({
     shader: kernel.shader,
     entry: 'forward',
@@ -163,8 +169,8 @@ function lowerProduct<A extends ConvAttrs>({ inputs, outputs: [y], profile, vari
       UPSAMPLE: d.upsample && !gradient,
       ...(name === 'tiled' && { STAGE_K: `${stageK}u` }),
     },
-    includes: { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl`, ...(tile.include && { [tile8x8]: tile.include }) },
-    bindings: { x: source, w: filter, y: target },
+    includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+    bindings: { x: source, w: read, y: target },
     params: {
       m: d.n * yHeight * yWidth,
       n,
@@ -206,7 +212,7 @@ export const conv2dOp = defineOp<ConvAttrs>({
   lower(ctx) {
     lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
   },
-  variants: ['direct', 'subgroup', 'tiled'],
+  variants: ['direct', 'broadcast', 'subgroup', 'tiled'],
   flops: ([x, w], _, attrs) => flops(dimensions(x!.shape, w!.shape, attrs)),
   grad({ graph, inputs: [x, w], outputGrads, attrs, needs }) {
     const dy = outputGrads[0]!;
@@ -252,7 +258,7 @@ export const conv2dGradInputOp = defineOp<GradInputAttrs>({
   lower(ctx) {
     lowerProduct(ctx, gradInputDimensions(ctx.inputs, ctx.attrs), true);
   },
-  variants: ['direct', 'subgroup', 'tiled'],
+  variants: ['direct', 'broadcast', 'subgroup', 'tiled'],
   flops: (inputs, _, attrs) => flops(gradInputDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_input appears in gradients only, and gradients of gradients are not built' },
 });
@@ -276,9 +282,10 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
   lower({ inputs, outputs: [dw], attrs, profile, variant, temp, dispatch }) {
     const [x, dy] = inputs as [Tensor, Tensor];
     const d = gradWeightDimensions(inputs, attrs);
-    const name = kernelName(profile, variant, d.k);
+    const name = kernelFor(profile, variant, d.k, 9);
     const kernel = gradWeightKernels[name === 'tiled' ? 'direct' : name];
-    const tapM = roundUp(d.c, 4);
+    const byScalars = name === 'broadcast';
+    const tapM = roundUp(d.c, byScalars ? 8 : 4);
     const rows = d.n * d.p;
     const tilesM = (t: Tile) => Math.ceil((d.r * d.s * tapM) / t.rows);
     const tilesN = (t: Tile) => Math.ceil(d.k / t.columns);
@@ -290,8 +297,8 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     const sliceRows = Math.ceil(rows / splits);
     const slices = Math.ceil(rows / sliceRows);
     const target = slices === 1 ? dw! : temp('partial sums', [slices, ...dw!.shape]);
-    const xWide = d.c % 4 === 0;
-    const store = d.k % 4 === 0 ? 4 : 1;
+    const xWide = d.c % 4 === 0 && !byScalars;
+    const store = d.k % 4 === 0 && !byScalars ? 4 : 1;
     dispatch({
       shader: kernel.shader,
       entry: 'forward',
@@ -307,7 +314,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         COLUMN_EDGE: d.q % kernel.step !== 0,
         UPSAMPLE: d.upsample,
       },
-      includes: { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl`, ...(tile.include && { [tile8x8]: tile.include }) },
+      includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
       bindings: { x, dy, y: target },
       params: {
         m: d.r * d.s * d.c,
@@ -334,7 +341,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     });
     if ('temp' in target) dispatch(splitSum(target, dw!, slices));
   },
-  variants: ['direct', 'subgroup'],
+  variants: ['direct', 'broadcast', 'subgroup'],
   flops: (inputs, _, attrs) => flops(gradWeightDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_weight appears in gradients only, and gradients of gradients are not built' },
 });

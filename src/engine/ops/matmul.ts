@@ -1,12 +1,15 @@
 import matmulShader from '../../../shaders/matmul.wgsl';
+import matmulBroadcastShader from '../../../shaders/matmul_broadcast.wgsl';
 import matmulSubgroupShader from '../../../shaders/matmul_subgroup.wgsl';
 import matmulTiledShader from '../../../shaders/matmul_tiled.wgsl';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
-import { defineOp, opTests, type LowerContext } from '../op';
+import { defineOp, opTests, type Bindable, type LowerContext } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { numel, sameShape, showShape, type Shape } from '../shape';
+import { emitCopy } from './copy';
+import { kernelFor, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 
@@ -60,7 +63,7 @@ export const matmulOp = defineOp<MatmulAttrs>({
     const { lead, m, n } = dimensions(inputs, attrs);
     return [{ shape: attrs.sumBatch ? [m, n] : [...lead, m, n], dtype: inputs[0]!.dtype }];
   },
-  variants: ['direct', 'subgroup', 'tiled'],
+  variants: ['direct', 'broadcast', 'subgroup', 'tiled'],
   epilogueBuffers: 5,
   lower: lowerMatmul,
   flops(inputs, _, attrs) {
@@ -115,13 +118,20 @@ interface Kernel {
 
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
-const kernels: Readonly<Record<'direct' | 'subgroup' | 'tiled', Kernel>> = {
+const kernels: Readonly<Record<KernelName, Kernel>> = {
   direct: {
     shader: { file: 'matmul.wgsl', text: matmulShader },
     tiles: [{ rows: 16, columns: 16, include: 'lib/tile_16x16.wgsl' }, { rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }],
     step: () => 4,
     wanted: 256,
     tilesPerWorkgroup: 32,
+  },
+  broadcast: {
+    shader: { file: 'matmul_broadcast.wgsl', text: matmulBroadcastShader },
+    tiles: [{ rows: 8, columns: 16 }],
+    step: () => 4,
+    wanted: 16,
+    tilesPerWorkgroup: 1,
   },
   subgroup: {
     shader: { file: 'matmul_subgroup.wgsl', text: matmulSubgroupShader },
@@ -140,7 +150,8 @@ const kernels: Readonly<Record<'direct' | 'subgroup' | 'tiled', Kernel>> = {
   },
 };
 
-function lowerMatmul({ inputs, outputs: [y], attrs, profile, variant, temp, dispatch }: LowerContext<MatmulAttrs>): void {
+function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
+  const { inputs, outputs: [y], attrs, profile, variant, temp, dispatch } = ctx;
   const [a, b] = inputs as [Tensor, Tensor];
   const { transposeA, transposeB, sumBatch } = attrs;
   const { batch: batches, m: rows, n, k, aStride, bStride } = dimensions(inputs, attrs);
@@ -149,9 +160,7 @@ function lowerMatmul({ inputs, outputs: [y], attrs, profile, variant, temp, disp
   const batch = fold ? 1 : batches;
   const m = fold ? rows * batches : rows;
 
-  const best = profile.kind === 'gpu' ? 'tiled' : n >= 8 ? 'subgroup' : 'direct';
-  const chosen = (variant ?? best) as keyof typeof kernels;
-  const name = chosen === 'subgroup' && profile.subgroupSize !== 8 ? 'direct' : chosen;
+  const name = kernelFor(profile, variant, n, 8);
   const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup } = kernels[name];
   const tilesM = (t: Tile) => Math.ceil(m / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
@@ -164,9 +173,15 @@ function lowerMatmul({ inputs, outputs: [y], attrs, profile, variant, temp, disp
   const parts = sumBatch ? slices : slices / batch;
   const target = parts === 1 ? y! : temp('partial sums', [parts, ...y!.shape]);
 
-  const aWide = transposeA ? m % 4 === 0 : name !== 'subgroup' && k % 4 === 0;
-  const bWide = (transposeB ? k : n) % 4 === 0;
-  const width = n % 4 === 0 ? 4 : 1;
+  const byScalars = name === 'broadcast';
+  const aWide = !byScalars && (transposeA ? m % 4 === 0 : name !== 'subgroup' && k % 4 === 0);
+  const bWide = !byScalars && (transposeB ? k : n) % 4 === 0;
+  const width = n % 4 === 0 && !byScalars ? 4 : 1;
+  let readB: Bindable = b;
+  if (byScalars && transposeB) {
+    readB = temp('transposed b', [...b.shape.slice(0, -2), k, n], b.dtype);
+    emitCopy({ dispatch, profile, variant: undefined }, { from: b, to: readB, dims: [numel(b.shape) / (k * n), k, n], fromStrides: [k * n, 1, k], toStrides: [k * n, n, 1] });
+  }
   dispatch({
     shader,
     entry: 'forward',
@@ -181,11 +196,11 @@ function lowerMatmul({ inputs, outputs: [y], attrs, profile, variant, temp, disp
       B_WIDE: bWide,
       K_EDGE: k % step !== 0,
       TRANSPOSE_A: transposeA,
-      TRANSPOSE_B: transposeB,
+      TRANSPOSE_B: transposeB && !byScalars,
       ...(name === 'tiled' && { STAGE_K: `${step}u` }),
     },
-    includes: { 'lib/store_block_4.wgsl': `lib/store_block_${width}.wgsl`, ...(tile.include && { [tile8x8]: tile.include }) },
-    bindings: { a, b, y: target },
+    includes: { ...(!byScalars && { 'lib/store_block_4.wgsl': `lib/store_block_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+    bindings: { a, b: readB, y: target },
     params: { m, n, k, tiles_m: tilesM(tile), tiles_n: tilesN(tile), batch, slices, slice_k: sliceK, a_stride: aStride, b_stride: bStride },
     workgroups: Math.ceil((tilesM(tile) * tilesN(tile) * slices) / tilesPerWorkgroup),
     ...(parts === 1 ? { epilogueWidth: width } : { cost: { flops: 2 * batch * m * n * k, bytes: a.bytes + b.bytes + numel(target.shape) * 4 } }),

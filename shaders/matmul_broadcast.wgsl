@@ -1,0 +1,76 @@
+// C = A·B for software adapters with subgroups of 4 lanes (SwiftShader): a subgroup computes 8x16 of C, see lib/broadcast_tile.wgsl.
+// A B that is stored transposed is transposed before.
+// include lib/index.wgsl
+// prologue
+alias A = f32;
+alias A4 = vec4<f32>;
+alias B = f32;
+alias B4 = vec4<f32>;
+alias Y = f32;
+alias V = f32;
+const A_WIDE = false;
+const B_WIDE = false;
+const K_EDGE = false; // k is not divisible by 4
+const TRANSPOSE_A = false; // a is stored [K,M]
+const TRANSPOSE_B = false;
+// end prologue
+// include lib/pointwise.wgsl
+// include lib/matmul_operands.wgsl
+// include lib/store_row_1.wgsl
+// include lib/broadcast_tile.wgsl
+
+fn tile_row(m: u32) -> u32 {
+  return m;
+}
+
+// A[m..m+4][k + lane], or A[m + lane][k..k+4] where A is stored transposed.
+fn read_rows(m: u32, k: u32, lane: u32) -> vec4<f32> {
+  let along = vec4<u32>(0u, 1u, 2u, 3u);
+  if (TRANSPOSE_A) {
+    let i = a_base + m + lane + (k + along) * params.m;
+    let v = vec4<f32>(f32(a[i.x]), f32(a[i.y]), f32(a[i.z]), f32(a[i.w]));
+    return select(vec4<f32>(), v, vec4<bool>(!K_EDGE) | (k + along < vec4<u32>(params.k)));
+  }
+  let i = a_base + k + lane + (m + along) * params.k;
+  let v = vec4<f32>(f32(a[i.x]), f32(a[i.y]), f32(a[i.z]), f32(a[i.w]));
+  return select(vec4<f32>(), v, !K_EDGE || k + lane < params.k);
+}
+
+@compute @workgroup_size(4)
+fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+  let i = flat_workgroup(id, count);
+  let tiles = params.tiles_m * params.tiles_n;
+  let slice = i / tiles;
+  if (slice >= params.slices) {
+    return;
+  }
+  let batch = slice % params.batch;
+  a_base = batch * params.a_stride;
+  b_base = batch * params.b_stride;
+  y_base = slice * params.m * params.n;
+  let m = i % tiles / params.tiles_n * 8u;
+  let n = i % params.tiles_n * 16u + lane;
+  // A multiple of 4.
+  let k_begin = slice / params.batch * params.slice_k;
+  var at = b_base + k_begin * params.n + n;
+  for (var k = k_begin; k < min(k_begin + params.slice_k, params.k); k += 4u) {
+    let upper = read_rows(m, k, lane);
+    let lower = read_rows(m + 4u, k, lane);
+    let at_1 = at + params.n;
+    let at_2 = at_1 + params.n;
+    let at_3 = at_2 + params.n;
+    let rows = cut_columns(mat4x4<f32>(
+      f32(b[at]), f32(b[at + 4u]), f32(b[at + 8u]), f32(b[at + 12u]),
+      f32(b[at_1]), f32(b[at_1 + 4u]), f32(b[at_1 + 8u]), f32(b[at_1 + 12u]),
+      f32(b[at_2]), f32(b[at_2 + 4u]), f32(b[at_2 + 8u]), f32(b[at_2 + 12u]),
+      f32(b[at_3]), f32(b[at_3 + 4u]), f32(b[at_3 + 8u]), f32(b[at_3 + 12u]),
+    ), k);
+    at = at_3 + params.n;
+    if (TRANSPOSE_A) {
+      multiply_rows(upper, lower, rows);
+    } else {
+      multiply(upper, lower, rows);
+    }
+  }
+  store_tile(m, n);
+}

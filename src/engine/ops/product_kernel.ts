@@ -1,0 +1,16 @@
+import type { AdapterProfile } from '../device';
+
+/**
+ * Kernels that matrix products come in: `direct` (registers alone), `tiled` (workgroup memory, for GPUs), and for software adapters two
+ * that pass operands between the lanes of a subgroup, each for one subgroup size and what loads cost there.
+ */
+export type KernelName = 'direct' | 'broadcast' | 'subgroup' | 'tiled';
+
+const subgroupLanes: Partial<Record<KernelName, number>> = { broadcast: 4, subgroup: 8 };
+
+/** The forced kernel or the adapter's best for a product of `columns` columns; kernels for subgroups take `worth` columns or more to pay. */
+export function kernelFor({ kind, subgroupSize }: AdapterProfile, forced: string | undefined, columns: number, worth: number): KernelName {
+  const forSubgroups = (Object.keys(subgroupLanes) as KernelName[]).find((name) => subgroupLanes[name] === subgroupSize);
+  const name = (forced ?? (kind === 'gpu' ? 'tiled' : columns >= worth && forSubgroups ? forSubgroups : 'direct')) as KernelName;
+  return subgroupLanes[name] === undefined || subgroupLanes[name] === subgroupSize ? name : 'direct';
+}
