@@ -29,7 +29,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<Y>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -52,7 +52,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       total += V(x[u32((n * params.x_height + r) * params.x_width + c) * params.channels + channel]);
     }
   }
-  y[i] = Y(epilogue(total * params.scale, i * WIDTH));
+  y[i] = Y(epilogue(total * params.scale, i * WIDTH, channel * WIDTH));
 }
 
 // Here x is dL/dy and y is dL/dx: each element adds the windows that hold it.
@@ -77,5 +77,5 @@ fn backward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count
       total += V(x[u32((n * params.y_height + r) * params.y_width + c) * params.channels + channel]);
     }
   }
-  y[i] = Y(epilogue(total * params.scale, i * WIDTH));
+  y[i] = Y(epilogue(total * params.scale, i * WIDTH, channel * WIDTH));
 }

@@ -18,6 +18,7 @@ const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // include lib/conv2d_operands.wgsl
 // include lib/store_row_1.wgsl
 // include lib/broadcast_tile.wgsl
+// include lib/broadcast_store.wgsl
 
 var<private> phase: u32;
 

@@ -17,6 +17,7 @@ const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // include lib/conv2d_grad_weight_operands.wgsl
 // include lib/store_row_1.wgsl
 // include lib/broadcast_tile.wgsl
+// include lib/broadcast_store.wgsl
 
 fn tile_row(m: u32) -> u32 {
   return result_row(m);

@@ -42,7 +42,7 @@ struct Params {
 @group(0) @binding(12) var<storage, read_write> y: array<X>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -166,7 +166,7 @@ fn apply(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: v
     if (SILU) {
       v = silu(v);
     }
-    y[at] = X(epilogue(v, at * WIDTH));
+    y[at] = X(epilogue(v, at * WIDTH, c));
     at += vectors;
   }
 }

@@ -27,7 +27,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> y: array<X>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -53,7 +53,7 @@ fn row_squares(base: u32, first: u32, step: u32, mean: f32) -> f32 {
 fn write_row(base: u32, first: u32, step: u32, mean: f32, rstd: f32) {
   for (var i = first; i < params.channels / WIDTH; i += step) {
     let v = (V(x[base + i]) - V(mean)) * V(rstd) * V(gamma[i]) + V(beta[i]);
-    y[base + i] = X(epilogue(v, (base + i) * WIDTH));
+    y[base + i] = X(epilogue(v, (base + i) * WIDTH, i * WIDTH));
   }
 }
 

@@ -18,6 +18,7 @@ const TRANSPOSE_B = false;
 // include lib/matmul_operands.wgsl
 // include lib/store_row_1.wgsl
 // include lib/broadcast_tile.wgsl
+// include lib/broadcast_store.wgsl
 
 fn tile_row(m: u32) -> u32 {
   return m;

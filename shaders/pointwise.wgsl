@@ -17,7 +17,7 @@ struct Params {
 @group(0) @binding(1) var<storage, read_write> y: array<Y>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -28,5 +28,5 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   if (i >= params.count) {
     return;
   }
-  y[i] = Y(epilogue(V(0.0), i * WIDTH));
+  y[i] = Y(epilogue(V(0.0), i * WIDTH, 0u));
 }

@@ -21,7 +21,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<X>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -50,7 +50,7 @@ fn row_sum(base: u32, first: u32, step: u32, top: f32) -> f32 {
 fn write_row(base: u32, first: u32, step: u32, top: f32, total: f32) {
   let factor = 1.0 / total;
   for (var i = first; i < params.columns / WIDTH; i += step) {
-    y[base + i] = X(epilogue(power(V(x[base + i]), top) * V(factor), (base + i) * WIDTH));
+    y[base + i] = X(epilogue(power(V(x[base + i]), top) * V(factor), (base + i) * WIDTH, i * WIDTH));
   }
 }
 

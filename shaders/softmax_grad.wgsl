@@ -22,7 +22,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> dx: array<DX>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -37,7 +37,7 @@ fn row_dot(base: u32, first: u32, step: u32) -> f32 {
 
 fn write_row(base: u32, first: u32, step: u32, dot: f32) {
   for (var i = first; i < params.columns / WIDTH; i += step) {
-    dx[base + i] = DX(epilogue(V(y[base + i]) * (V(dy[base + i]) - V(dot)), (base + i) * WIDTH));
+    dx[base + i] = DX(epilogue(V(y[base + i]) * (V(dy[base + i]) - V(dot)), (base + i) * WIDTH, i * WIDTH));
   }
 }
 

@@ -10,6 +10,7 @@ const WIDTH = 4u;
 struct Params {
   count: u32, // of V in the result
   parts: u32,
+  columns: u32, // of y
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -17,7 +18,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<Y>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -32,5 +33,5 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   for (var p = 0u; p < params.parts; p++) {
     total += parts[p * params.count + i];
   }
-  y[i] = Y(epilogue(total, i * WIDTH));
+  y[i] = Y(epilogue(total, i * WIDTH, i * WIDTH % params.columns));
 }

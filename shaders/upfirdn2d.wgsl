@@ -32,7 +32,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<Y>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -73,5 +73,5 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       total += kernel[tap] * V(x[u32((n * params.x_height + p) * params.x_width + q) * params.channels + channel]);
     }
   }
-  y[i] = Y(epilogue(total, i * WIDTH));
+  y[i] = Y(epilogue(total, i * WIDTH, channel * WIDTH));
 }

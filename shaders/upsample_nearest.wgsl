@@ -22,7 +22,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> y: array<Y>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -39,5 +39,5 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   let row = line % params.y_height;
   let n = line / params.y_height;
   let source = (n * params.x_height + row * params.x_height / params.y_height) * params.x_width + column * params.x_width / params.y_width;
-  y[i] = Y(epilogue(V(x[source * params.channels + i % params.channels]), i * WIDTH));
+  y[i] = Y(epilogue(V(x[source * params.channels + i % params.channels]), i * WIDTH, i % params.channels * WIDTH));
 }

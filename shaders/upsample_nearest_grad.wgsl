@@ -23,7 +23,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> dx: array<X>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue
@@ -52,5 +52,5 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       total += V(dy[((n * params.y_height + r) * params.y_width + c) * params.channels + i % params.channels]);
     }
   }
-  dx[i] = X(epilogue(total, i * WIDTH));
+  dx[i] = X(epilogue(total, i * WIDTH, i % params.channels * WIDTH));
 }

@@ -1,8 +1,6 @@
 // Register tile of a matrix product for subgroups of 4 lanes: the subgroup computes 8x16 of C, lane l the columns l, l+4, l+8 and l+12.
 // Neighbouring lanes load neighbouring elements, which is one instruction where a vec4 for each lane would be sixteen; of a row of A each
 // lane loads one of four elements, and the others get it by broadcast. Names, not arrays: they may stay in registers.
-// The including shader provides store_element (lib/store_row_1.wgsl) and
-//   fn tile_row(m: u32) -> u32                   row of the stored result, beyond params.m where there is none
 var<private> c0: vec4<f32>;
 var<private> c1: vec4<f32>;
 var<private> c2: vec4<f32>;
@@ -39,15 +37,4 @@ fn multiply_rows(upper: vec4<f32>, lower: vec4<f32>, b: mat4x4<f32>) {
   c5 += b * subgroupBroadcast(lower, 1u);
   c6 += b * subgroupBroadcast(lower, 2u);
   c7 += b * subgroupBroadcast(lower, 3u);
-}
-
-// Stores the tile whose first row is `m`; a loop, so that the epilogue is compiled once.
-fn store_tile(m: u32, n: u32) {
-  let c = array<vec4<f32>, 8>(c0, c1, c2, c3, c4, c5, c6, c7);
-  for (var r = 0u; r < 8u; r++) {
-    let row = tile_row(m + r);
-    for (var j = 0u; j < 4u; j++) {
-      store_element(row, n + 4u * j, c[r][j]);
-    }
-  }
 }

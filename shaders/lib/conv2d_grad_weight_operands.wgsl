@@ -29,7 +29,7 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> y: array<Y>;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue

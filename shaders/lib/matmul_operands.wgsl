@@ -23,7 +23,7 @@ var<private> b_base: u32;
 var<private> y_base: u32;
 
 // epilogue
-fn epilogue(v: V, i: u32) -> V {
+fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;
 }
 // end epilogue

@@ -2,7 +2,7 @@
 fn store_element(m: u32, n: u32, c: f32) {
   if (m < params.m && n < params.n) {
     let i = y_base + m * params.n + n;
-    y[i] = Y(epilogue(c, i));
+    y[i] = Y(epilogue(c, i, n));
   }
 }
 

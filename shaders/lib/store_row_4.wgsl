@@ -2,6 +2,6 @@
 fn store_row(m: u32, n: u32, c: vec4<f32>) {
   if (m < params.m && n < params.n) {
     let i = y_base + m * params.n + n;
-    y[i / 4u] = Y(epilogue(c, i));
+    y[i / 4u] = Y(epilogue(c, i, n));
   }
 }

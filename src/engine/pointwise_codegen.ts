@@ -70,7 +70,8 @@ export function pointwiseWidth(out: Shape, operands: readonly TensorSpec[]): 1 |
 }
 
 /**
- * Text of the epilogue block: operand bindings `e0, e1, …` from binding number `firstBinding` on, and `fn epilogue(v: V, i: u32) -> V`.
+ * Text of the epilogue block: operand bindings `e0, e1, …` from binding number `firstBinding` on, and `fn epilogue(v: V, i: u32, column: u32) -> V`,
+ * `i` the element of the output and `column` its place along the last dimension.
  * With `fromValue`, operand 0 is the kernel's own value `v` and has no binding.
  */
 export function emitEpilogue(
@@ -103,7 +104,10 @@ export function emitEpilogue(
       const index = d === 0 ? `(${quotient})` : `((${quotient}) % ${dims[d]}u)`;
       terms.push(st[d] === 1 ? index : `${index} * ${st[d]}u`);
     }
+    // What repeats with every row (a bias) is read by column: no division, and the same text, so the same pipeline, for every shape.
+    const byColumn = fromValue && terms.length === 0 && contiguousFrom > 0 && contiguousFrom === dims.length - 1 && dims[contiguousFrom] === out[out.length - 1];
     if (contiguousFrom === 0) terms.push('i');
+    else if (byColumn) terms.push('column');
     else if (contiguousFrom < dims.length) terms.push(`i % ${inner[contiguousFrom - 1]}u`);
     const index = terms.length === 0 ? '0u' : terms.join(' + ');
     const name = `e${fromValue ? k - 1 : k}`;
@@ -119,7 +123,7 @@ export function emitEpilogue(
     body.push(`  let v${value} = ${expression};`);
   });
   const result = program.operands + program.steps.length - 1;
-  return [...lines, '', 'fn epilogue(v: V, i: u32) -> V {', ...body, `  return v${result};`, '}'].join('\n');
+  return [...lines, '', 'fn epilogue(v: V, i: u32, column: u32) -> V {', ...body, `  return v${result};`, '}'].join('\n');
 }
 
 /** Puts `inner` in place of operand `at` of `outer`; operands of the result are outer's without `at`, then inner's. */

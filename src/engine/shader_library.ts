@@ -15,6 +15,7 @@ import workgroup from '../../shaders/lib/workgroup.wgsl';
 import matmulOperands from '../../shaders/lib/matmul_operands.wgsl';
 import conv2dOperands from '../../shaders/lib/conv2d_operands.wgsl';
 import conv2dGradWeightOperands from '../../shaders/lib/conv2d_grad_weight_operands.wgsl';
+import broadcastStore from '../../shaders/lib/broadcast_store.wgsl';
 import broadcastTile from '../../shaders/lib/broadcast_tile.wgsl';
 import subgroupRows from '../../shaders/lib/subgroup_rows.wgsl';
 import storeRow1 from '../../shaders/lib/store_row_1.wgsl';
@@ -42,6 +43,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/matmul_operands.wgsl': matmulOperands,
   'lib/conv2d_operands.wgsl': conv2dOperands,
   'lib/conv2d_grad_weight_operands.wgsl': conv2dGradWeightOperands,
+  'lib/broadcast_store.wgsl': broadcastStore,
   'lib/broadcast_tile.wgsl': broadcastTile,
   'lib/subgroup_rows.wgsl': subgroupRows,
   'lib/store_row_1.wgsl': storeRow1,

@@ -2,9 +2,11 @@
  * Scaled dot-product attention without a matrix of scores in memory, and its gradients.
  *
  * The forward kernel keeps the log-sum of each query row; the gradients compute the probabilities again from it. Each op has the kernels
- * `direct` (registers only, for software adapters, any head) and `tiled` (tiles in workgroup memory, for GPUs).
+ * `direct` (registers only, for software adapters, any head) and `tiled` (tiles in workgroup memory, for GPUs); the forward op also
+ * `broadcast`, for subgroups of 4 lanes.
  */
 import attentionShader from '../../../shaders/attention.wgsl';
+import broadcastShader from '../../../shaders/attention_broadcast.wgsl';
 import gradShader from '../../../shaders/attention_grad.wgsl';
 import gradTiledShader from '../../../shaders/attention_grad_tiled.wgsl';
 import gradMaskShader from '../../../shaders/attention_grad_mask.wgsl';
@@ -17,6 +19,7 @@ import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { broadcastStrides, numel, sameShape, showShape, type DType, type Shape } from '../shape';
 import { cast, expand } from './pointwise';
+import { kernelFor } from './product_kernel';
 
 export interface AttentionAttrs {
   readonly heads: number;
@@ -31,8 +34,10 @@ const maxHead = 256;
 /** Query rows (or keys) of a direct kernel's workgroup: eight lanes of four. */
 const directRows = 32;
 const tiledRows = 16;
+const broadcastRows = 8;
 
 const forwardShaders = {
+  broadcast: { file: 'attention_broadcast.wgsl', text: broadcastShader },
   direct: { file: 'attention.wgsl', text: attentionShader },
   tiled: { file: 'attention_tiled.wgsl', text: tiledShader },
 };
@@ -86,6 +91,8 @@ function scoreKernel(q: Tensor, k: Tensor, mask: Tensor | undefined, { heads, sc
 
 interface RowKernel {
   readonly direct: ShaderSource;
+  /** For subgroups of 4 lanes. */
+  readonly broadcast?: ShaderSource;
   readonly tiled: ShaderSource;
   readonly entry: string;
   readonly bindings: Readonly<Record<string, Bindable>>;
@@ -101,21 +108,26 @@ interface RowKernel {
 const roomFor = (head4: number): number => (head4 <= 2 ? 2 : head4 <= 4 ? 4 : Math.ceil(head4 / 8) * 8);
 
 /** Emits a kernel of attention*.wgsl or attention_grad*.wgsl: one workgroup for each tile of `rows` of a head (and each slice of it). */
-function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<AttentionAttrs>, { direct, tiled, entry, bindings, rows, resident, slice }: RowKernel): void {
+function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<AttentionAttrs>, { direct, broadcast, tiled, entry, bindings, rows, resident, slice }: RowKernel): void {
   const { dims, prologue, includes, params } = scoreKernel(bindings.q as Tensor, bindings.k as Tensor, bindings.mask as Tensor | undefined, attrs);
   const { head4, wide } = dims;
-  const useTiled = (variant ?? (profile.kind === 'software' ? 'direct' : 'tiled')) === 'tiled';
-  const tiles = Math.ceil(rows / (useTiled ? tiledRows : directRows));
-  const count = dims.b * params.heads * tiles * (slice && !useTiled ? Math.ceil(head4 / slice) : 1);
+  const name = kernelFor(profile, variant, Infinity, 0);
+  const kernel = name === 'tiled' ? tiled : name === 'broadcast' && broadcast ? broadcast : direct;
+  const tiles = Math.ceil(rows / (kernel === tiled ? tiledRows : kernel === broadcast ? broadcastRows : directRows));
+  const count = dims.b * params.heads * tiles * (slice && kernel === direct ? Math.ceil(head4 / slice) : 1);
   const keep = head4 <= resident;
-  const own = useTiled
-    ? { BLOCKS: `${Math.ceil(head4 / 16)}u` }
-    : { HEAD4: `${roomFor(head4)}u`, RESIDENT: keep, RESIDENT4: `${keep ? roomFor(head4) : 1}u`, ...(slice && { SLICE4: `${slice}u` }) };
+  const own =
+    kernel === tiled
+      ? { BLOCKS: `${Math.ceil(head4 / 16)}u` }
+      : kernel === broadcast
+        ? { HEAD: `${Math.ceil(head4 / 4) * 16}u` }
+        : { HEAD4: `${roomFor(head4)}u`, RESIDENT: keep, RESIDENT4: `${keep ? roomFor(head4) : 1}u`, ...(slice && { SLICE4: `${slice}u` }) };
+  const scalars = kernel === broadcast;
   dispatch({
-    shader: useTiled ? tiled : direct,
+    shader: kernel,
     entry,
-    prologue: { ...prologue, V: wide ? 'vec4<f32>' : 'f32', ...own },
-    includes: { ...includes, ...laneIncludes(wide) },
+    prologue: { ...prologue, ...(scalars && { X: vectorType((bindings.q as Tensor).dtype, 1) }), V: wide && !scalars ? 'vec4<f32>' : 'f32', ...own },
+    includes: { ...includes, ...(!scalars && laneIncludes(wide)) },
     bindings,
     params: { ...params, tiles, count },
     workgroups: count,
@@ -143,7 +155,7 @@ export const attentionOp = defineOp<AttentionAttrs>({
       { shape: [q!.shape[0]!, attrs.heads, q!.shape[1]!], dtype: 'f32' },
     ];
   },
-  variants: ['direct', 'tiled'],
+  variants: ['direct', 'broadcast', 'tiled'],
   lower(ctx) {
     const [q, k, v, mask] = ctx.inputs;
     const [o, lse] = ctx.outputs;

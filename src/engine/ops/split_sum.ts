@@ -13,7 +13,7 @@ export function splitSum(partials: TempTensor, y: Tensor, count: number): Dispat
     entry: 'forward',
     prologue: { V: vectorType('f32', width), Y: vectorType(y.dtype, width), WIDTH: `${width}u` },
     bindings: { parts: partials, y },
-    params: { count: size, parts: count },
+    params: { count: size, parts: count, columns: y.shape[y.shape.length - 1]! },
     workgroups: Math.ceil(size / 64),
     epilogueWidth: width,
     cost: { flops: numel(y.shape) * count, bytes: numel(y.shape) * 4 * (count + 1) },
