@@ -1,6 +1,6 @@
 // Attention by online softmax (Dao et al. 2022, Dao 2023) for software adapters with subgroups of 4 lanes (SwiftShader): a subgroup, which is
 // the whole workgroup, computes 8 query rows of one head against 128 keys at a time. Scores and result are tiles of lib/broadcast_tile.wgsl;
-// workgroup memory holds the probabilities between the two products, and the result, whose rows are too long for registers.
+// the lane that computes a score also passes its probability on, so that nothing but broadcasts is shared.
 // include lib/index.wgsl
 // prologue
 alias V = f32;
@@ -20,8 +20,9 @@ const HEAD = 64u; // D rounded up to 16
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>; // [B,heads,T], natural logarithm
 
 const KEYS = 128u;
-var<workgroup> weights: array<f32, 1024>; // [row][key]
-var<workgroup> sums: array<f32, 8u * HEAD>; // [row][channel]
+// By row, then key or channel, of which a lane has every fourth.
+var<private> weights: array<f32, 256>;
+var<private> sums: array<f32, 2u * HEAD>;
 
 // Loops over rows and columns where speed does not count: such adapters take seconds to compile long kernels.
 fn tile() -> array<vec4<f32>, 8> {
@@ -88,18 +89,17 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       let scores = tile();
       for (var r = 0u; r < 8u; r++) {
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, vec4<u32>(first + r), begin + g + columns);
-        let i = r * KEYS + g + columns;
+        let i = r * (KEYS / 4u) + g / 4u + along;
         weights[i.x] = s.x;
         weights[i.y] = s.y;
         weights[i.z] = s.z;
         weights[i.w] = s.w;
       }
     }
-    workgroupBarrier();
     for (var r = 0u; r < 8u; r++) {
       var high = vec4<f32>(tops[r]);
       for (var g = 0u; g < keys; g += 16u) {
-        let i = r * KEYS + g + columns;
+        let i = r * (KEYS / 4u) + g / 4u + along;
         high = max(high, vec4<f32>(weights[i.x], weights[i.y], weights[i.z], weights[i.w]));
       }
       let top = subgroupMax(max(max(high.x, high.y), max(high.z, high.w)));
@@ -107,7 +107,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       tops[r] = top;
       var total = vec4<f32>();
       for (var g = 0u; g < keys; g += 16u) {
-        let i = r * KEYS + g + columns;
+        let i = r * (KEYS / 4u) + g / 4u + along;
         let p = power(vec4<f32>(weights[i.x], weights[i.y], weights[i.z], weights[i.w]) - top);
         weights[i.x] = p.x;
         weights[i.y] = p.y;
@@ -116,22 +116,21 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
         total += p;
       }
       totals[r] = totals[r] * shrink + subgroupAdd((total.x + total.y) + (total.z + total.w));
-      for (var d = lane; d < HEAD; d += 4u) {
-        sums[r * HEAD + d] *= shrink;
+      for (var d = 0u; d < HEAD / 4u; d++) {
+        sums[r * (HEAD / 4u) + d] *= shrink;
       }
     }
-    workgroupBarrier();
     for (var n = 0u; n < params.head; n += 16u) {
       var y: array<vec4<f32>, 8>;
       for (var r = 0u; r < 8u; r++) {
-        let i = r * HEAD + n + columns;
+        let i = r * (HEAD / 4u) + n / 4u + along;
         y[r] = vec4<f32>(sums[i.x], sums[i.y], sums[i.z], sums[i.w]);
       }
       set_tile(y);
       for (var key = 0u; key < keys; key += 4u) {
-        let p = key + lane + KEYS * along;
+        let p = key / 4u + KEYS / 4u * along;
         let upper = vec4<f32>(weights[p.x], weights[p.y], weights[p.z], weights[p.w]);
-        let lower = vec4<f32>(weights[p.x + 4u * KEYS], weights[p.y + 4u * KEYS], weights[p.z + 4u * KEYS], weights[p.w + 4u * KEYS]);
+        let lower = vec4<f32>(weights[p.x + KEYS], weights[p.y + KEYS], weights[p.z + KEYS], weights[p.w + KEYS]);
         let a = keys_at + n + lane + min(vec4<u32>(begin + key) + along, vec4<u32>(params.m - 1u)) * stride;
         multiply(upper, lower, mat4x4<f32>(
           f32(v[a.x]), f32(v[a.x + 4u]), f32(v[a.x + 8u]), f32(v[a.x + 12u]),
@@ -142,14 +141,13 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       }
       y = tile();
       for (var r = 0u; r < 8u; r++) {
-        let i = r * HEAD + n + columns;
+        let i = r * (HEAD / 4u) + n / 4u + along;
         sums[i.x] = y[r].x;
         sums[i.y] = y[r].y;
         sums[i.z] = y[r].z;
         sums[i.w] = y[r].w;
       }
     }
-    workgroupBarrier();
   }
   for (var r = 0u; r < 8u; r++) {
     if (first + r >= params.t) {
@@ -159,7 +157,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     let factor = select(1.0 / totals[r], 0.0, empty);
     let at = query_at(b, h, first + r);
     for (var d = lane; d < params.head; d += 4u) {
-      o[at + d] = X(sums[r * HEAD + d] * factor);
+      o[at + d] = X(sums[r * (HEAD / 4u) + d / 4u] * factor);
     }
     if (lane == 0u) {
       lse[(b * params.heads + h) * params.t + first + r] = select((tops[r] + log2(totals[r])) / LOG2E, 0.0, empty);

@@ -95,7 +95,8 @@ export function selfAttention(ctx: ModelContext, name: string, x: Tensor, o: Att
     const k = linear(ctx, 'to_k', h, inner);
     const v = linear(ctx, 'to_v', h, inner);
     h = linear(ctx, 'to_out.0', attention(q, k, v, { heads: o.heads }), channels);
-    const y = add(reshape(h, x.shape), x);
+    // Added as tokens, where the layer's store can do it.
+    const y = reshape(add(h, reshape(x, h.shape)), x.shape);
     return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);
   });
 }
@@ -109,5 +110,7 @@ export const downsampleAverage = (x: Tensor): Tensor => avgPool2d(x, { kernel: 2
 
 /** Upsample2D with convolution, to twice the size or to that of the skip connection where it is odd. */
 export function upsampleConv(ctx: ModelContext, name: string, x: Tensor, size: readonly [number, number]): Tensor {
-  return module(ctx, name, () => conv(ctx, 'conv', upsampleNearest(x, size), x.shape[3]!));
+  const [, height, width, channels] = x.shape as [number, number, number, number];
+  const twice = size[0] === 2 * height && size[1] === 2 * width;
+  return module(ctx, name, () => (twice ? conv(ctx, 'conv', x, channels, { upsample: true }) : conv(ctx, 'conv', upsampleNearest(x, size), channels)));
 }

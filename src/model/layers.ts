@@ -38,15 +38,15 @@ export function module<T extends Tensor>(ctx: ModelContext, name: string, build:
 
 const weight = (ctx: ModelContext, name: string): string => (ctx.graph.path ? `${ctx.graph.path}.${name}` : name);
 
-/** torch.nn.Conv2d with bias, on [N,H,W,C]. `padding` is symmetric or [top, bottom, left, right]. */
-export function conv(ctx: ModelContext, name: string, x: Tensor, out: number, options: { kernel?: number; stride?: number; padding?: number | [number, number, number, number] } = {}): Tensor {
-  const { kernel = 3, stride = 1, padding = kernel === 3 ? 1 : 0 } = options;
+/** torch.nn.Conv2d with bias, on [N,H,W,C], or with `upsample` on x enlarged twice. `padding` is symmetric or [top, bottom, left, right]. */
+export function conv(ctx: ModelContext, name: string, x: Tensor, out: number, options: { kernel?: number; stride?: number; padding?: number | [number, number, number, number]; upsample?: boolean } = {}): Tensor {
+  const { kernel = 3, stride = 1, padding = kernel === 3 ? 1 : 0, upsample = false } = options;
   return module(ctx, name, () => {
     const channels = x.shape[3]!;
     const init = { kind: 'fan_in', fanIn: channels * kernel * kernel } as const;
     const w = ctx.parameters.get(weight(ctx, 'weight'), [out, channels, kernel, kernel], 'conv', init);
     const b = ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init);
-    return add(conv2d(x, cast(w, x.dtype), { stride, padding }), b);
+    return add(conv2d(x, cast(w, x.dtype), { stride, padding, upsample }), b);
   });
 }
 

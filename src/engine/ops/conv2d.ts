@@ -87,7 +87,7 @@ interface Kernel {
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
 const direct = { tiles: [{ rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }], wanted: 256, tilesPerWorkgroup: 32, step: 4 } as const;
-const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 4 } as const;
+const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 8, tilesPerWorkgroup: 1, step: 4 } as const;
 const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
 const productKernels: Readonly<Record<KernelName, Kernel>> = {

@@ -2,6 +2,7 @@
  * Ops that only move elements: transpose, concat, slice, split, pad. All are strided copies of boxes (shaders/copy.wgsl), of every
  * element type, and exact.
  */
+import concatShader from '../../../shaders/concat.wgsl';
 import copyShader from '../../../shaders/copy.wgsl';
 import transposeShader from '../../../shaders/transpose.wgsl';
 import { check } from '../errors';
@@ -164,6 +165,21 @@ const concatOp = defineOp<{ axis: number }>({
     return [{ shape: withDim(first.shape, axis, inputs.reduce((n, t) => n + t.shape[axis]!, 0)), dtype: first.dtype }];
   },
   lower(ctx) {
+    const [a, b] = ctx.inputs;
+    const [y] = ctx.outputs;
+    if (ctx.inputs.length === 2) {
+      const rowOf = (t: Tensor) => numel(t.shape.slice(ctx.attrs.axis));
+      const width = multiplesOf4(rowOf(a!), rowOf(b!)) ? 4 : 1;
+      const count = numel(y!.shape) / width;
+      return ctx.dispatch({
+        shader: { file: 'concat.wgsl', text: concatShader },
+        entry: 'forward',
+        prologue: { T: storedAs(y!.dtype, width) },
+        bindings: { a: a!, b: b!, y: y! },
+        params: { count, a: rowOf(a!) / width, b: rowOf(b!) / width },
+        workgroups: Math.ceil(count / 64),
+      });
+    }
     let start = 0;
     for (const x of ctx.inputs) {
       emitBox(ctx, x, ctx.outputs[0]!, ctx.attrs.axis, start, 'large');

@@ -130,7 +130,7 @@ const kernels: Readonly<Record<KernelName, Kernel>> = {
     shader: { file: 'matmul_broadcast.wgsl', text: matmulBroadcastShader },
     tiles: [{ rows: 8, columns: 16 }],
     step: () => 4,
-    wanted: 16,
+    wanted: 4,
     tilesPerWorkgroup: 1,
   },
   subgroup: {
