@@ -81,6 +81,6 @@ export default defineConfig(
   },
   {
     files: ['bench/**/*.mjs'],
-    languageOptions: { globals: Object.fromEntries(['navigator', 'fetch', 'crypto', 'GPUDevice', 'GPUBuffer', 'GPUComputePassEncoder'].map((name) => [name, 'readonly'])) },
+    languageOptions: { globals: Object.fromEntries(['navigator', 'fetch', 'crypto', 'GPUAdapter', 'GPUBuffer', 'GPUBufferUsage', 'GPUComputePassEncoder', 'GPUDevice', 'TextEncoder', 'VERSION'].map((name) => [name, 'readonly'])) },
   },
 );

@@ -3,11 +3,12 @@
  *   --only TEXT,TEXT   rows whose id or name contains one of these       --rounds N    samples of each engine (5)
  *   --features         give engines a device with the adapter's features --quick       3 short rounds
  *   --variant OP=NAME  force a kernel variant of ours                    --budget S    seconds that a row's rounds may take (120)
- *   --json FILE        merge the results into FILE                       --list        the rows
+ *   --json FILE        write the results                                 --list        the rows
+ *   --adapter gpu      the machine's GPU instead of SwiftShader
  * Engines take turns, a round at a time, so that they share whatever else the machine does. The first outputs are compared with reference.mjs.
  */
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -58,7 +59,7 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
   const page = await browser.newPage();
   page.setDefaultTimeout(0);
   const problems = [];
-  page.on('console', (message) => void (message.type() === 'error' && problems.push(message.text())));
+  page.on('console', (message) => void (['error', 'warn'].includes(message.type()) && problems.push(message.text())));
   try {
     await page.goto(`${url}/index.html`, { waitUntil: 'load' });
     const row = { ...w, inputs: undefined };
@@ -72,9 +73,11 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
           results[name] = { verdict: 'cannot' };
           continue;
         }
-        const warm = await page.evaluate((...args) => window.race.round(...args), name, 1);
+        const warm = opened.again_ms ?? (await page.evaluate((...args) => window.race.round(...args), name, 1));
         results[name] = { ...opened, verdict: opened.error <= tolerances[w.kind] ? 'ok' : 'wrong numbers', samples: [], runs_per_sample: Math.min(50, Math.max(1, Math.round(sampleMs / warm))) };
-        racing.push({ name, warm });
+        // A run of half a minute is timed well enough by one.
+        if (warm > 20_000) results[name].samples.push(warm);
+        racing.push(name);
       } catch (error) {
         results[name] = { verdict: 'failed', message: String(error.message).split('\n')[0] };
         log(`${name}: ${error.message}`);
@@ -82,14 +85,13 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
     }
     const start = performance.now();
     for (let i = 0; i < rounds; i++) {
-      for (const { name, warm } of racing) {
+      for (const name of racing) {
         const { samples, runs_per_sample: k } = results[name];
-        // A slow engine keeps its first sample: a run of half a minute is timed well enough by one.
-        if (samples.length && (warm > 20_000 || performance.now() - start > budget * 1000)) continue;
+        if (samples.length && (samples[0] > 20_000 || performance.now() - start > budget * 1000)) continue;
         samples.push(await page.evaluate((...args) => window.race.round(...args), name, k));
       }
     }
-    for (const { name } of racing) {
+    for (const name of racing) {
       const r = results[name];
       r.min_ms = Math.min(...r.samples);
       r.median_ms = median(r.samples);
@@ -103,45 +105,62 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
   }
 }
 
-const number = (x, digits = 3) => (x === undefined ? '' : x >= 1000 ? x.toFixed(0) : x.toPrecision(digits));
+export const number = (x, digits = 3) => (x === undefined ? '' : x >= 1000 ? x.toFixed(0) : x.toPrecision(digits));
 
-export async function race(options, engines, log = console.log) {
+/**
+ * Runs the chosen rows. `onAdapter` is told the adapter first, with a function that measures its peak, and gives the results so far, by row; rows
+ * that it holds for all engines are not run again. `onRow` gets everything after each row.
+ */
+export async function race(options, engines, { onAdapter = async () => ({}), onRow = async () => {}, log = console.log } = {}) {
   const chosen = workloads.filter(({ id, name }) => options.only.length === 0 || options.only.some((text) => id.includes(text) || name.includes(text)));
   if (chosen.length === 0) throw new Error(`no row matches ${options.only.join(', ')}; rows: ${workloads.map(({ id }) => id).join(', ')}`);
   await bundle('bench/ours.mjs', join(dist, 'ours.js'), 'browser', { sourcemap: false });
   await mkdir(cache, { recursive: true });
-  await writeFile(join(cache, 'index.html'), `<!doctype html><meta charset="utf-8"><title>race</title><script type="module">${(await readFile(join(root, 'bench', 'page.mjs'), 'utf8')).replaceAll('</script', '<\\/script')}</script>`);
+  await copyFile(join(root, 'bench', 'page.mjs'), join(cache, 'page.js'));
+  await writeFile(join(cache, 'index.html'), '<!doctype html><meta charset="utf-8"><title>race</title><script type="module" src="page.js"></script>');
   const { unetWeights } = await import(pathToFileURL(join(dist, 'ours.js')).href);
   let weights;
   if (chosen.some(({ kind }) => kind === 'unet' || kind === 'train')) {
     weights = unetWeightValues(unetWeights());
     await writeTensors('weights', weights);
   }
-  const server = await serve({ '/': cache, '/data/': cache, '/dist/': dist });
-  const browser = await launchChrome();
+  const server = await serve({ '/': cache, '/data/': cache, '/dist/': dist, '/peers/': join(root, 'bench', 'peers', 'node_modules') });
+  const browser = await launchChrome({ adapter: options.adapter });
   try {
-    const results = options.results ?? {};
-    for (const w of chosen) {
-      await prepareData(w, weights);
-      results[w.id] = { name: w.name, flops: w.flops, bytes: w.bytes, engines: { ...results[w.id]?.engines, ...(await raceRow(browser, server.url, w, engines, { ...options, log })) } };
-      for (const { name } of engines) {
-        const r = results[w.id].engines[name];
-        log(
-          r.samples
-            ? [w.name.padEnd(38), name.padEnd(12), `min ${number(r.min_ms)}`.padEnd(10), `median ${number(r.median_ms)} ms`.padEnd(18), `${number(r.gflops)} GFLOP/s`.padEnd(15), `${r.dispatches} dispatches`.padEnd(16), `${number(r.peak_bytes / 2 ** 20)} MiB`.padEnd(10), `first ${number(r.first_result_ms)} ms`.padEnd(16), `error ${r.error.toExponential(1)}${r.verdict === 'ok' ? '' : ` ${r.verdict.toUpperCase()}`}`].join('  ')
-            : `${w.name.padEnd(38)}  ${name.padEnd(12)}  ${r.verdict}${r.message ? `: ${r.message}` : ''}`,
-        );
-      }
-      await options.onRow?.(results, w.id);
-    }
     const page = await browser.newPage();
-    await page.goto(`${server.url}/index.html`);
+    await page.goto(`${server.url}/index.html`, { waitUntil: 'load' });
     const adapter = await page.evaluate(() => window.race.adapter());
+    const results = await onAdapter(adapter, () => page.evaluate((url) => window.race.measure(url), `${server.url}/dist/${ours.module}`));
+    await page.close();
+    for (const w of chosen) {
+      const known = results[w.id]?.engines ?? {};
+      if (engines.every(({ name }) => known[name])) continue;
+      await prepareData(w, weights);
+      const raced = await raceRow(browser, server.url, w, engines, { ...options, log });
+      results[w.id] = { name: w.name, kind: w.kind, flops: w.flops, bytes: w.bytes, date: new Date().toISOString(), engines: { ...known, ...raced } };
+      for (const { name } of engines) log(describe(w, name, raced[name]));
+      await onRow(results);
+    }
     return { adapter, results };
   } finally {
     await browser.close();
     await server.close();
   }
+}
+
+function describe({ name: row }, engine, r) {
+  if (!r.samples) return `${row.padEnd(36)}  ${engine.padEnd(16)}  ${r.verdict}${r.message ? `: ${r.message}` : ''}`;
+  return [
+    row.padEnd(36),
+    engine.padEnd(16),
+    `min ${number(r.min_ms)}`.padEnd(10),
+    `median ${number(r.median_ms)} ms`.padEnd(18),
+    `${number(r.gflops)} GFLOP/s`.padEnd(15),
+    `${r.dispatches} dispatches`.padEnd(16),
+    `${number(r.peak_bytes / 2 ** 20)} MiB`.padEnd(10),
+    `first ${number(r.first_result_ms)} ms`.padEnd(16),
+    `error ${r.error.toExponential(1)}${r.verdict === 'ok' ? '' : ` ${r.verdict.toUpperCase()}`}`,
+  ].join('  ');
 }
 
 export const ours = { name: 'bruit', module: 'ours.js' };
@@ -154,6 +173,7 @@ export const raceOptions = {
   features: { type: 'boolean', default: false },
   variant: { type: 'string', multiple: true, default: [] },
   budget: { type: 'string', default: '120' },
+  adapter: { type: 'string', default: 'software' },
   json: { type: 'string' },
   list: { type: 'boolean', default: false },
 };
@@ -165,6 +185,7 @@ export function parseRaceOptions(values) {
     rounds: Number(values.rounds ?? (values.quick ? 3 : 5)),
     sampleMs: values.quick ? 60 : 150,
     budget: Number(values.budget),
+    adapter: values.adapter,
     pageOptions: (name) => ({ features: values.features, ...(name === ours.name && Object.keys(variants).length ? { variants } : {}) }),
   };
 }
@@ -174,7 +195,6 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
   if (values.list) console.log(workloads.map(({ id, name }) => `${id.padEnd(32)} ${name}`).join('\n'));
   else {
     const options = parseRaceOptions(values);
-    if (values.json && existsSync(values.json)) options.results = JSON.parse(await readFile(values.json, 'utf8')).results;
     const { adapter, results } = await race(options, [ours]);
     console.log(`${adapter.description || adapter.architecture}, ${/Chrome\/[\d.]+/.exec(adapter.userAgent)?.[0]}`);
     if (values.json) await writeFile(values.json, `${JSON.stringify({ adapter, results }, null, 1)}\n`);

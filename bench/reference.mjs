@@ -269,49 +269,50 @@ export function meanSquare(x, target) {
   });
 }
 
+/** diffusers' Attention without its norm and residual: pixels of the normalised image `x` attend to each other, one head of all channels. */
+function selfAttention(x, { q, k, v, out }) {
+  const [n, c, height, width] = x.shape;
+  const pixels = height * width;
+  const tokens = gather(x, [n * pixels, c], (e) => (Math.floor(e / c / pixels) * c + (e % c)) * pixels + (Math.floor(e / c) % pixels));
+  const projected = [q, k, v].map((pair) => gather(linear(tokens, ...pair), [n, 1, pixels, c], (e) => e));
+  const y = linear(gather(attention(...projected), [n * pixels, c], (e) => e), ...out);
+  return gather(y, x.shape, (e) => (Math.floor(e / c / pixels) * pixels + (e % pixels)) * c + (Math.floor(e / pixels) % c));
+}
+
+/** What {@link unet2d} is built of; peers have the same functions over their own tensors. `groupNormSilu` is both at once. */
+export const referenceOps = { input: value, conv2d, linear, groupNorm, groupNormSilu: (...args) => silu(groupNorm(...args)), silu, add, addChannels: add, concat, upsample, selfAttention };
+
 /**
  * diffusers' UNet2DModel with DownBlock2D/AttnDownBlock2D and their mirror images, positional time embedding (no flip, shift 1), SiLU, one head of
- * all channels. `weights` maps diffusers' names to values.
+ * all channels, over any engine's `ops`. `weights` maps diffusers' names to that engine's values; the embedding of `times` is made on the host.
  */
-export function unet2d(weights, { channels, attention: attends, layers, groups, eps }, x, times) {
+export function unet2d(ops, weights, { channels, attention: attends, layers, groups, eps }, x, times) {
   const at = (name) => weights.get(name) ?? fail(`no weight "${name}"`);
-  const [batch] = x.shape;
   const pair = (name) => [at(`${name}.weight`), at(`${name}.bias`)];
-  const conv = (name, v, padding = 1, stride = 1) => {
-    const sides = typeof padding === 'number' ? [padding, padding, padding, padding] : padding;
-    return conv2d(v, ...pair(name), { stride, padding: sides });
-  };
-  const norm = (name, v) => groupNorm(v, ...pair(name), { groups, eps });
+  const conv = (name, v, padding = [1, 1, 1, 1], stride = 1) => ops.conv2d(v, ...pair(name), { stride, padding });
+  const normSilu = (name, v) => ops.groupNormSilu(v, ...pair(name), { groups, eps });
 
   const half = channels[0] / 2;
-  const embedding = new Float64Array(batch * 2 * half);
-  for (let i = 0; i < batch; i++) {
+  const embedding = new Float32Array(times.length * 2 * half);
+  times.forEach((t, i) => {
     for (let j = 0; j < half; j++) {
-      const angle = times[i] * Math.exp((-Math.log(10000) * j) / (half - 1));
+      const angle = t * Math.exp((-Math.log(10000) * j) / (half - 1));
       embedding[i * 2 * half + j] = Math.sin(angle);
       embedding[i * 2 * half + half + j] = Math.cos(angle);
     }
-  }
-  let temb = linear(new Value([batch, 2 * half], embedding), ...pair('time_embedding.linear_1'));
-  temb = silu(linear(silu(temb), ...pair('time_embedding.linear_2')));
+  });
+  let temb = ops.linear(ops.input([times.length, 2 * half], embedding), ...pair('time_embedding.linear_1'));
+  temb = ops.silu(ops.linear(ops.silu(temb), ...pair('time_embedding.linear_2')));
 
   const resnet = (name, v) => {
-    let h = conv(`${name}.conv1`, silu(norm(`${name}.norm1`, v)));
-    h = add(h, linear(temb, ...pair(`${name}.time_emb_proj`)));
-    h = conv(`${name}.conv2`, silu(norm(`${name}.norm2`, h)));
-    return add(h, weights.has(`${name}.conv_shortcut.weight`) ? conv(`${name}.conv_shortcut`, v, 0) : v);
+    let h = conv(`${name}.conv1`, normSilu(`${name}.norm1`, v));
+    h = ops.addChannels(h, ops.linear(temb, ...pair(`${name}.time_emb_proj`)));
+    h = conv(`${name}.conv2`, normSilu(`${name}.norm2`, h));
+    return ops.add(h, weights.has(`${name}.conv_shortcut.weight`) ? conv(`${name}.conv_shortcut`, v, [0, 0, 0, 0]) : v);
   };
   const attend = (name, v) => {
-    const [n, c, h, w] = v.shape;
-    const pixels = h * w;
-    const tokens = gather(norm(`${name}.group_norm`, v), [n * pixels, c], (e) => (Math.floor(e / c / pixels) * c + (e % c)) * pixels + (Math.floor(e / c) % pixels));
-    const heads = (part) => {
-      const y = linear(tokens, ...pair(`${name}.${part}`));
-      return gather(y, [n, 1, pixels, c], (e) => e);
-    };
-    const mixed = attention(heads('to_q'), heads('to_k'), heads('to_v'));
-    const out = linear(gather(mixed, [n * pixels, c], (e) => e), ...pair(`${name}.to_out.0`));
-    return add(gather(out, v.shape, (e) => (Math.floor(e / c / pixels) * pixels + (e % pixels)) * c + (Math.floor(e / pixels) % c)), v);
+    const [q, k, value, out] = ['to_q', 'to_k', 'to_v', 'to_out.0'].map((part) => pair(`${name}.${part}`));
+    return ops.add(ops.selfAttention(ops.groupNorm(v, ...pair(`${name}.group_norm`), { groups, eps }), { q, k, v: value, out }), v);
   };
 
   let h = conv('conv_in', x);
@@ -329,12 +330,12 @@ export function unet2d(weights, { channels, attention: attends, layers, groups, 
   h = resnet('mid_block.resnets.1', attend('mid_block.attentions.0', resnet('mid_block.resnets.0', h)));
   channels.forEach((_, i) => {
     for (let j = 0; j <= layers; j++) {
-      h = resnet(`up_blocks.${i}.resnets.${j}`, concat(h, skips.pop()));
+      h = resnet(`up_blocks.${i}.resnets.${j}`, ops.concat(h, skips.pop()));
       if (attends[channels.length - 1 - i]) h = attend(`up_blocks.${i}.attentions.${j}`, h);
     }
-    if (i < channels.length - 1) h = conv(`up_blocks.${i}.upsamplers.0.conv`, upsample(h));
+    if (i < channels.length - 1) h = conv(`up_blocks.${i}.upsamplers.0.conv`, ops.upsample(h));
   });
-  return conv('conv_out', silu(norm('conv_norm_out', h)));
+  return conv('conv_out', normSilu('conv_norm_out', h));
 }
 
 function fail(message) {
@@ -349,7 +350,7 @@ export function train(weights, config, { x, t, target }, { lr, b1, b2, eps, wd, 
   const losses = [];
   const moments = new Map([...weights].map(([name, w]) => [name, [new Float64Array(w.data.length), new Float64Array(w.data.length)]]));
   for (let step = 1; step <= steps; step++) {
-    const loss = meanSquare(unet2d(weights, config, x, t), target);
+    const loss = meanSquare(unet2d(referenceOps, weights, config, x, t), target);
     losses.push(loss.data[0]);
     if (step === steps) break;
     backward(loss);
@@ -389,7 +390,7 @@ export function expected(w, inputs, weights) {
     case 'attention':
       return attention(values.q, values.k, values.v).data;
     case 'unet':
-      return unet2d(named(), raceUnet, x, inputs.t.data).data;
+      return unet2d(referenceOps, named(), raceUnet, x, inputs.t.data).data;
     case 'train':
       return Float64Array.from(train(named(), raceUnet, { x, t: inputs.t.data, target: inputs.target.data }, w, trainSteps));
     default:
