@@ -23,7 +23,7 @@ const zones = [
 ].flatMap(({ from, ...zone }) => from.map((each) => ({ ...zone, from: each })));
 
 export default defineConfig(
-  globalIgnores(['dist/', 'out/', 'node_modules/', 'shared/']),
+  globalIgnores(['**/dist/', 'out/', 'node_modules/', 'shared/']),
   js.configs.recommended,
   {
     files: ['**/*.ts'],
@@ -78,5 +78,9 @@ export default defineConfig(
     languageOptions: {
       globals: Object.fromEntries(['process', 'console', 'URL', 'window', 'performance', 'setTimeout', 'clearTimeout', 'Buffer'].map((name) => [name, 'readonly'])),
     },
+  },
+  {
+    files: ['bench/**/*.mjs'],
+    languageOptions: { globals: Object.fromEntries(['navigator', 'fetch', 'crypto', 'GPUAdapter', 'GPUBuffer', 'GPUBufferUsage', 'GPUComputePassEncoder', 'GPUDevice', 'TextEncoder', 'VERSION'].map((name) => [name, 'readonly'])) },
   },
 );

@@ -7,8 +7,8 @@ import { delimiter, extname, join, normalize, sep } from 'node:path';
 import puppeteer from 'puppeteer-core';
 import { load } from './build.mjs';
 
-/** Starts the embedded Chrome. `close()` it; its profile goes with it. */
-export async function launchChrome() {
+/** Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. `close()` it; its profile goes with it. */
+export async function launchChrome({ adapter = 'software' } = {}) {
   const { embeddedChrome } = await load('swiftshader');
   const { executable, libraries } = await embeddedChrome();
   const profile = await mkdtemp(join(tmpdir(), 'bruit-chrome-'));
@@ -16,13 +16,13 @@ export async function launchChrome() {
     executablePath: executable,
     headless: 'shell',
     userDataDir: profile,
-    protocolTimeout: 600_000,
+    protocolTimeout: 1_800_000,
     args: [
       '--no-sandbox', // the sandbox needs root or user namespaces, which containers often lack
       '--no-zygote',
       '--in-process-gpu', // a GPU process of its own does not come up without a display here
       '--enable-unsafe-webgpu',
-      '--use-webgpu-adapter=swiftshader',
+      ...(adapter === 'gpu' ? ['--enable-features=Vulkan'] : ['--use-webgpu-adapter=swiftshader']),
       '--disable-dev-shm-usage', // /dev/shm is 64 MB in a container
     ],
     // HOME: Chrome and fontconfig write there, and it may be missing or read-only.
@@ -40,7 +40,7 @@ export async function launchChrome() {
   return browser;
 }
 
-const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.json': 'application/json' };
+const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8', '.wasm': 'application/wasm', '.json': 'application/json' };
 
 /**
  * Serves directories on 127.0.0.1 (a secure context, which WebGPU wants). `mounts` maps a URL prefix (`/goldens/`) to a

@@ -1,0 +1,131 @@
+/** The rows of the race: shapes, data, flops. Shapes and data are in the reference layout (see ours.mjs). */
+
+/** mulberry32, then Box and Muller: standard normal numbers that are the same everywhere. */
+function normals(seed, n) {
+  let state = seed >>> 0;
+  const uniform = () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let z = state;
+    z = Math.imul(z ^ (z >>> 15), z | 1);
+    z ^= z + Math.imul(z ^ (z >>> 7), z | 61);
+    return ((z ^ (z >>> 14)) >>> 0) / 2 ** 32;
+  };
+  const out = new Float32Array(n);
+  for (let i = 0; i < n; i += 2) {
+    const radius = Math.sqrt(-2 * Math.log(1 - uniform()));
+    const angle = 2 * Math.PI * uniform();
+    out[i] = radius * Math.cos(angle);
+    if (i + 1 < n) out[i + 1] = radius * Math.sin(angle);
+  }
+  return out;
+}
+
+const size = (shape) => shape.reduce((n, d) => n * d, 1);
+const normal = (seed, shape, std = 1, mean = 0) => ({ shape, data: normals(seed, size(shape)).map((v) => mean + std * v) });
+
+function matmul(name, [batch, m, k, n]) {
+  const lead = batch > 1 ? [batch] : [];
+  return {
+    id: batch > 1 ? `matmul-${batch}x${m}x${k}x${n}` : `matmul-${m}`,
+    kind: 'matmul',
+    name,
+    flops: 2 * batch * m * k * n,
+    bytes: 4 * batch * (m * k + k * n + m * n),
+    inputs: () => ({ a: normal(1, [...lead, m, k]), b: normal(2, [...lead, k, n]) }),
+  };
+}
+
+function conv(name, [n, c, k, height, kernel, stride]) {
+  const pad = (kernel - 1) / 2;
+  const out = Math.floor((height + 2 * pad - kernel) / stride) + 1;
+  return {
+    id: `conv-${kernel}x${kernel}-${stride > 1 ? `stride${stride}-` : ''}${n}x${c}-${k}x${height}`,
+    kind: 'conv2d',
+    name,
+    flops: 2 * n * k * c * kernel * kernel * out * out,
+    bytes: 4 * (n * c * height * height + k * c * kernel * kernel + n * k * out * out),
+    stride,
+    pad,
+    inputs: () => ({ x: normal(3, [n, c, height, height]), w: normal(4, [k, c, kernel, kernel], 1 / Math.sqrt(c * kernel * kernel)) }),
+  };
+}
+
+function attention(name, [heads, tokens, head]) {
+  return {
+    id: `attention-${heads}x${tokens}x${head}`,
+    kind: 'attention',
+    name,
+    flops: 4 * heads * tokens * tokens * head,
+    bytes: 4 * 4 * heads * tokens * head,
+    inputs: () => Object.fromEntries(['q', 'k', 'v'].map((key, i) => [key, normal(8 + i, [1, heads, tokens, head])])),
+  };
+}
+
+/** Of one image, forward; multiplications and additions of convolutions, linear layers and attention. */
+const unetFlops = 2.15e9;
+const times = [7, 250, 500, 999, 42, 311, 801, 620];
+
+function unet(batch) {
+  const shape = [batch, 3, 32, 32];
+  return {
+    id: `unet-${batch}`,
+    kind: 'unet',
+    name: `U-Net forward, batch ${batch}`,
+    flops: unetFlops * batch,
+    inputs: () => ({ x: normal(11, shape), t: { shape: [batch], data: Float32Array.from({ length: batch }, (_, i) => times[i % times.length]) } }),
+  };
+}
+
+function train(batch) {
+  const { inputs } = unet(batch);
+  return {
+    id: `train-${batch}`,
+    kind: 'train',
+    name: `U-Net training step, batch ${batch}`,
+    flops: 3 * unetFlops * batch,
+    lr: 1e-3,
+    b1: 0.9,
+    b2: 0.999,
+    eps: 1e-8,
+    wd: 0.01,
+    clip: 1,
+    ema: 0.9999,
+    inputs: () => ({ ...inputs(), target: normal(12, [batch, 3, 32, 32]) }),
+  };
+}
+
+export const workloads = [
+  matmul('matmul 256³', [1, 256, 256, 256]),
+  matmul('matmul 512³', [1, 512, 512, 512]),
+  matmul('matmul 1024³', [1, 1024, 1024, 1024]),
+  matmul('batched matmul 8×(256×64×256)', [8, 256, 64, 256]),
+  conv('conv 3×3, 1×128→128×32×32', [1, 128, 128, 32, 3, 1]),
+  conv('conv 3×3, 4×64→64×32×32', [4, 64, 64, 32, 3, 1]),
+  conv('conv 3×3, 1×256→256×16×16', [1, 256, 256, 16, 3, 1]),
+  conv('conv 1×1, 1×256→256×32×32', [1, 256, 256, 32, 1, 1]),
+  conv('conv 3×3 stride 2, 1×128→128×32×32', [1, 128, 128, 32, 3, 2]),
+  {
+    id: 'gn-silu-4x128x32',
+    kind: 'gn_silu',
+    name: 'group norm + SiLU, 4×128×32×32',
+    flops: 12 * 4 * 128 * 32 * 32,
+    bytes: 4 * 2 * 4 * 128 * 32 * 32,
+    groups: 32,
+    eps: 1e-5,
+    inputs: () => ({ x: normal(5, [4, 128, 32, 32], 2, 0.5), gamma: normal(6, [128], 0.3, 1), beta: normal(7, [128], 0.3) }),
+  },
+  attention('attention, 8 heads × 256 × 64', [8, 256, 64]),
+  attention('attention, 8 heads × 1024 × 64', [8, 1024, 64]),
+  unet(1),
+  unet(4),
+  train(4),
+];
+
+/** Values for the weights that `unetWeights` lists: PyTorch's default initialisation, but norms that do something. */
+export function unetWeightValues(specs) {
+  return specs.map(({ name, shape, init }, i) => ({
+    name,
+    shape,
+    data: init.kind === 'constant' ? normal(100 + i, shape, 0.1, init.value).data : normal(100 + i, shape, 1 / Math.sqrt(3 * init.fanIn)).data,
+  }));
+}
