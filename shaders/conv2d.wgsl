@@ -1,5 +1,6 @@
 // Convolution without workgroup memory: each invocation reads 4x4 blocks of source and filter from storage and multiplies them in registers.
-// For adapters on which an invocation is a lane of the CPU's vectors and a barrier is dear. The tile is chosen by swapping its include.
+// For adapters on which an invocation is a lane of the CPU's vectors and a barrier is dear. Entry points by what an invocation computes:
+// `forward` 8 pixels of 8 channels, `tall` 16 of 8 (fewer loads, where there is enough to do), `narrow` 8 of 4.
 // Neighbouring invocations take neighbouring channels of the same pixels: their source reads meet in one cache line.
 // include lib/index.wgsl
 // prologue
@@ -13,85 +14,130 @@ const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec
 const W_WIDE = true;
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
-const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl
 // include lib/store_row_4.wgsl
 
-// The tile's blocks begin at 0; the invocation's place is in these.
-const TILE_STEP = 4u;
+var<private> tile_phase: u32;
 
-var<private> m_origin: u32;
-var<private> n_origin: u32;
-var<private> phase: u32;
-var<private> taps: Taps;
-var<private> pixels_0: Pixels;
-var<private> pixels_1: Pixels;
-// Of the current tap.
-var<private> source_0: vec4<u32>;
-var<private> source_1: vec4<u32>;
-var<private> row: u32;
-var<private> tap_k: u32;
-var<private> next_k: u32;
-
-fn stage_begins(k: u32) -> bool {
-  return k == next_k;
+fn tile_row(m: u32) -> u32 {
+  return result_row(m, tile_phase);
 }
 
-// Called where a tap begins: addresses are worked out once for all its channels.
-fn stage(k: u32) {
-  let t = k / params.tap_k;
-  let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
-  tap_k = k;
-  next_k = k + params.tap_k;
-  row = filter_row(taps, tap);
-  source_0 = sources(pixels_0, tap);
-  if (TILE_BLOCKS > 1u) {
-    source_1 = sources(pixels_1, tap);
-  }
+// include lib/block_tile.wgsl
+
+// The invocation's tile of `height` pixels and `width` channels.
+struct Tile {
+  m: u32,
+  n: u32,
+  phase: u32,
+  slice: u32,
 }
 
-fn load_a(m: u32, k: u32) -> mat4x4<f32> {
-  if (m == 0u) {
-    return read_block_x(source_0, k - tap_k);
-  }
-  return read_block_x(source_1, k - tap_k);
-}
-
-fn load_b(k: u32, n: u32) -> mat4x4<f32> {
-  return read_block_w(row, k - tap_k, n_origin + n);
-}
-
-fn store_block(m: u32, n: u32, c: mat4x4<f32>) {
-  store_row(result_row(m_origin + m, phase), n_origin + n, c[0]);
-  store_row(result_row(m_origin + m + 1u, phase), n_origin + n, c[1]);
-  store_row(result_row(m_origin + m + 2u, phase), n_origin + n, c[2]);
-  store_row(result_row(m_origin + m + 3u, phase), n_origin + n, c[3]);
-}
-
-// include lib/tile_8x8.wgsl
-
-@compute @workgroup_size(32)
-fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let i = flat_workgroup(id, count) * 32u + lane;
-  let size = 4u * TILE_BLOCKS;
+fn tile_at(i: u32, height: u32, width: u32) -> Tile {
   let phases = select(1u, params.stride * params.stride, GRADIENT);
-  let tile_m = i / params.tiles_n % params.tiles_m;
-  phase = i / (params.tiles_n * params.tiles_m) % phases;
+  let phase = i / (params.tiles_n * params.tiles_m) % phases;
   let slice = i / (params.tiles_n * params.tiles_m * phases);
-  if (slice >= params.slices) {
+  tile_phase = phase;
+  y_base = slice * params.m * params.n;
+  return Tile(i / params.tiles_n % params.tiles_m * height, i % params.tiles_n * width, phase, slice);
+}
+
+// First tap of a slice, and the one after its last.
+fn taps_in(slice: u32, taps: Taps) -> vec2<u32> {
+  let part = params.slice_k / params.tap_k;
+  return vec2<u32>(slice * part, min(slice * part + part, taps.count.x * taps.count.y));
+}
+
+@compute @workgroup_size(8)
+fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 8u);
+  if (tile.slice >= params.slices) {
     return;
   }
-  m_origin = tile_m * size;
-  n_origin = i % params.tiles_n * size;
-  y_base = slice * params.m * params.n;
-  taps = taps_of(phase);
-  pixels_0 = pixels_at(m_origin, phase);
-  if (TILE_BLOCKS > 1u) {
-    pixels_1 = pixels_at(m_origin + 4u, phase);
+  let taps = taps_of(tile.phase);
+  let range = taps_in(tile.slice, taps);
+  let pixels_0 = pixels_at(tile.m, tile.phase);
+  let pixels_1 = pixels_at(tile.m + 4u, tile.phase);
+  for (var t = range.x; t < range.y; t++) {
+    let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
+    let source_0 = sources(pixels_0, tap);
+    let source_1 = sources(pixels_1, tap);
+    let row = filter_row(taps, tap);
+    for (var c = 0u; c < params.channels; c += 4u) {
+      let b0 = read_block_w(row, c, tile.n);
+      let b1 = read_block_w(row, c, tile.n + 4u);
+      let x0 = read_block_x(source_0, c);
+      c00 += b0 * x0;
+      c01 += b1 * x0;
+      let x1 = read_block_x(source_1, c);
+      c10 += b0 * x1;
+      c11 += b1 * x1;
+    }
   }
-  let k = slice * params.slice_k;
-  next_k = k;
-  compute_tile(0u, 0u, k, min(k + params.slice_k, taps.count.x * taps.count.y * params.tap_k));
+  store_blocks(tile.m, tile.n, 8u, 8u);
+}
+
+@compute @workgroup_size(8)
+fn tall(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 16u, 8u);
+  if (tile.slice >= params.slices) {
+    return;
+  }
+  let taps = taps_of(tile.phase);
+  let range = taps_in(tile.slice, taps);
+  let pixels_0 = pixels_at(tile.m, tile.phase);
+  let pixels_1 = pixels_at(tile.m + 4u, tile.phase);
+  let pixels_2 = pixels_at(tile.m + 8u, tile.phase);
+  let pixels_3 = pixels_at(tile.m + 12u, tile.phase);
+  for (var t = range.x; t < range.y; t++) {
+    let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
+    let source_0 = sources(pixels_0, tap);
+    let source_1 = sources(pixels_1, tap);
+    let source_2 = sources(pixels_2, tap);
+    let source_3 = sources(pixels_3, tap);
+    let row = filter_row(taps, tap);
+    for (var c = 0u; c < params.channels; c += 4u) {
+      let b0 = read_block_w(row, c, tile.n);
+      let b1 = read_block_w(row, c, tile.n + 4u);
+      let x0 = read_block_x(source_0, c);
+      c00 += b0 * x0;
+      c01 += b1 * x0;
+      let x1 = read_block_x(source_1, c);
+      c10 += b0 * x1;
+      c11 += b1 * x1;
+      let x2 = read_block_x(source_2, c);
+      c20 += b0 * x2;
+      c21 += b1 * x2;
+      let x3 = read_block_x(source_3, c);
+      c30 += b0 * x3;
+      c31 += b1 * x3;
+    }
+  }
+  store_blocks(tile.m, tile.n, 16u, 8u);
+}
+
+@compute @workgroup_size(8)
+fn narrow(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 4u);
+  if (tile.slice >= params.slices) {
+    return;
+  }
+  let taps = taps_of(tile.phase);
+  let range = taps_in(tile.slice, taps);
+  let pixels_0 = pixels_at(tile.m, tile.phase);
+  let pixels_1 = pixels_at(tile.m + 4u, tile.phase);
+  for (var t = range.x; t < range.y; t++) {
+    let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
+    let source_0 = sources(pixels_0, tap);
+    let source_1 = sources(pixels_1, tap);
+    let row = filter_row(taps, tap);
+    for (var c = 0u; c < params.channels; c += 4u) {
+      let b0 = read_block_w(row, c, tile.n);
+      c00 += b0 * read_block_x(source_0, c);
+      c10 += b0 * read_block_x(source_1, c);
+    }
+  }
+  store_blocks(tile.m, tile.n, 8u, 4u);
 }

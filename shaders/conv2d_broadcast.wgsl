@@ -12,7 +12,6 @@ const X_WIDE = false;
 const W_WIDE = false;
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
-const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl

@@ -11,7 +11,6 @@ alias V = f32;
 const X_WIDE = false;
 const D_WIDE = false;
 const COLUMN_EDGE = false; // the width of dL/dy is not divisible by 4
-const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_grad_weight_operands.wgsl
@@ -42,7 +41,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     let dy_row = row * params.dy_width;
     for (var ox = 0u; ox < params.dy_width; ox += 4u) {
       let ix = vec4<u32>(vec4<i32>((ox + along) * params.stride) + place.x);
-      let column = select(ix, ix / 2u, vec4<bool>(UPSAMPLE));
+      let column = ix >> vec4<u32>(params.upsample);
       var inside = ix < vec4<u32>(params.width);
       if (COLUMN_EDGE) {
         inside = inside & (ox + along < vec4<u32>(params.dy_width));

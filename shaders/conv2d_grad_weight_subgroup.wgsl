@@ -11,7 +11,6 @@ alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
 const D_WIDE = true;
 const COLUMN_EDGE = false; // the width of dL/dy is not divisible by 8
-const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_grad_weight_operands.wgsl

@@ -13,7 +13,6 @@ const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec
 const W_WIDE = true; // never if GRADIENT
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 8
 const GRADIENT = false; // the result is the gradient of the input
-const UPSAMPLE = false; // the source is read enlarged twice, nearest
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl

@@ -15,7 +15,6 @@ const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec
 const W_WIDE = true;
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
-const UPSAMPLE = false; // the source is read enlarged twice, nearest
 const STAGE_K = 16u;
 // end prologue
 // include lib/pointwise.wgsl

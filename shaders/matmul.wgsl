@@ -1,5 +1,6 @@
 // C = A·B without workgroup memory: each invocation reads 4x4 blocks of A and B from storage and multiplies them in registers.
-// For adapters on which an invocation is a lane of the CPU's vectors and a barrier is dear. The tile is chosen by swapping its include.
+// For adapters on which an invocation is a lane of the CPU's vectors and a barrier is dear. Entry points by what an invocation computes:
+// `forward` 8x8 of C, `tall` 16x8 (fewer loads, where there is enough to do), `narrow` 8x4.
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;
@@ -16,39 +17,80 @@ const TRANSPOSE_B = false; // b is stored [N,K]
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/matmul_operands.wgsl
-// include lib/store_block_4.wgsl
+// include lib/store_row_4.wgsl
 
-const TILE_STEP = 4u;
-
-fn stage_begins(k: u32) -> bool {
-  return false;
+fn tile_row(m: u32) -> u32 {
+  return m;
 }
 
-fn stage(k: u32) {}
+// include lib/block_tile.wgsl
 
-fn load_a(m: u32, k: u32) -> mat4x4<f32> {
-  return read_block_a(m, k);
-}
-
-fn load_b(k: u32, n: u32) -> mat4x4<f32> {
-  return read_block_b(k, n);
-}
-
-// include lib/tile_8x8.wgsl
-
-@compute @workgroup_size(32)
-fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let i = flat_workgroup(id, count) * 32u + lane;
+// The invocation's tile of `height` rows and `width` columns, where its part of k begins, and where that ends: at once if there is no tile.
+fn tile_at(i: u32, height: u32, width: u32) -> vec4<u32> {
   let tiles = params.tiles_m * params.tiles_n;
   let slice = i / tiles;
-  if (slice >= params.slices) {
-    return;
-  }
   let batch = slice % params.batch;
   a_base = batch * params.a_stride;
   b_base = batch * params.b_stride;
   y_base = slice * params.m * params.n;
   let k = slice / params.batch * params.slice_k;
-  let size = 4u * TILE_BLOCKS;
-  compute_tile(i % tiles / params.tiles_n * size, i % params.tiles_n * size, k, min(k + params.slice_k, params.k));
+  return vec4<u32>(i % tiles / params.tiles_n * height, i % params.tiles_n * width, k, select(0u, min(k + params.slice_k, params.k), slice < params.slices));
+}
+
+@compute @workgroup_size(8)
+fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 8u);
+  if (tile.w == 0u) {
+    return;
+  }
+  for (var k = tile.z; k < tile.w; k += 4u) {
+    let b0 = read_block_b(k, tile.y);
+    let b1 = read_block_b(k, tile.y + 4u);
+    let a0 = read_block_a(tile.x, k);
+    c00 += b0 * a0;
+    c01 += b1 * a0;
+    let a1 = read_block_a(tile.x + 4u, k);
+    c10 += b0 * a1;
+    c11 += b1 * a1;
+  }
+  store_blocks(tile.x, tile.y, 8u, 8u);
+}
+
+@compute @workgroup_size(8)
+fn tall(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 16u, 8u);
+  if (tile.w == 0u) {
+    return;
+  }
+  for (var k = tile.z; k < tile.w; k += 4u) {
+    let b0 = read_block_b(k, tile.y);
+    let b1 = read_block_b(k, tile.y + 4u);
+    let a0 = read_block_a(tile.x, k);
+    c00 += b0 * a0;
+    c01 += b1 * a0;
+    let a1 = read_block_a(tile.x + 4u, k);
+    c10 += b0 * a1;
+    c11 += b1 * a1;
+    let a2 = read_block_a(tile.x + 8u, k);
+    c20 += b0 * a2;
+    c21 += b1 * a2;
+    let a3 = read_block_a(tile.x + 12u, k);
+    c30 += b0 * a3;
+    c31 += b1 * a3;
+  }
+  store_blocks(tile.x, tile.y, 16u, 8u);
+}
+
+@compute @workgroup_size(8)
+fn narrow(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 4u);
+  if (tile.w == 0u) {
+    return;
+  }
+  for (var k = tile.z; k < tile.w; k += 4u) {
+    let b0 = read_block_b(k, tile.y);
+    c00 += b0 * read_block_a(tile.x, k);
+    c10 += b0 * read_block_a(tile.x + 4u, k);
+  }
+  store_blocks(tile.x, tile.y, 8u, 4u);
 }

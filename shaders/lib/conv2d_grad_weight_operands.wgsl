@@ -7,7 +7,7 @@ struct Params {
   n: u32, // channels of dL/dy
   channels: u32,
   tap_m: u32, // channels rounded up to 4
-  height: u32, // of the source, after the upsampling if UPSAMPLE
+  height: u32, // of the source, after the upsampling
   width: u32,
   dy_height: u32,
   dy_width: u32,
@@ -21,6 +21,7 @@ struct Params {
   slices: u32,
   slice_rows: u32, // image rows of dL/dy in a slice
   rows: u32, // in all
+  upsample: u32, // 1 where the source is read enlarged twice, nearest
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -53,10 +54,7 @@ fn rows_at(m: u32) -> Rows {
 
 fn source_row(r: Rows, image: u32, oy: u32) -> u32 {
   let iy = u32(i32(oy * params.stride) + r.y);
-  var at = (image * params.height + iy) * params.width;
-  if (UPSAMPLE) {
-    at = (image * (params.height / 2u) + iy / 2u) * (params.width / 2u);
-  }
+  let at = (image * (params.height >> params.upsample) + (iy >> params.upsample)) * (params.width >> params.upsample);
   return select(NOWHERE, at, iy < params.height);
 }
 
@@ -77,7 +75,7 @@ fn read_dy(i: u32) -> vec4<f32> {
 
 fn read_pixel(r: Rows, source: u32, ox: u32) -> vec4<f32> {
   let ix = u32(i32(ox * params.stride) + r.x);
-  let at = source + select(ix, ix / 2u, UPSAMPLE);
+  let at = source + (ix >> params.upsample);
   return select(vec4<f32>(), read_x(at * params.channels + r.c), source != NOWHERE && ix < params.width && (!COLUMN_EDGE || ox < params.dy_width));
 }
 

@@ -9,7 +9,7 @@ struct Params {
   n: u32, // channels of the result
   channels: u32, // of the source
   tap_k: u32, // channels rounded up to 4
-  height: u32, // of the source, after the upsampling if UPSAMPLE
+  height: u32, // of the source, after the upsampling
   width: u32,
   y_height: u32, // of the result
   y_width: u32,
@@ -25,6 +25,7 @@ struct Params {
   tiles_n: u32,
   slices: u32, // parts that k is split into
   slice_k: u32,
+  upsample: u32, // 1 where the source is read enlarged twice, nearest
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -85,10 +86,8 @@ fn sources(p: Pixels, tap: vec2<u32>) -> vec4<u32> {
   let ix = vec4<u32>(p.x + t.y);
   // Negative positions are large unsigned ones.
   let inside = (iy < vec4<u32>(params.height)) & (ix < vec4<u32>(params.width)) & (p.image < vec4<u32>(params.m / (params.y_height * params.y_width)));
-  var at = (p.image * params.height + iy) * params.width + ix;
-  if (UPSAMPLE) {
-    at = (p.image * (params.height / 2u) + iy / 2u) * (params.width / 2u) + ix / 2u;
-  }
+  let shift = vec4<u32>(params.upsample);
+  let at = (p.image * (params.height >> params.upsample) + (iy >> shift)) * (params.width >> params.upsample) + (ix >> shift);
   return select(vec4<u32>(NOWHERE), at * params.channels, inside);
 }
 

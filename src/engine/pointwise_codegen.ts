@@ -105,9 +105,11 @@ export function emitEpilogue(
       terms.push(st[d] === 1 ? index : `${index} * ${st[d]}u`);
     }
     // What repeats with every row (a bias) is read by column: no division, and the same text, so the same pipeline, for every shape.
-    const byColumn = fromValue && terms.length === 0 && contiguousFrom > 0 && contiguousFrom === dims.length - 1 && dims[contiguousFrom] === out[out.length - 1];
-    if (contiguousFrom === 0) terms.push('i');
-    else if (byColumn) terms.push('column');
+    const repeats = terms.length === 0 && contiguousFrom > 0 && contiguousFrom === last && dims[last] === out[out.length - 1];
+    const onlyRow = contiguousFrom === 0 && dims.length === 1 && dims[0] === out[out.length - 1];
+    const byColumn = fromValue && (repeats || onlyRow);
+    if (byColumn) terms.push('column');
+    else if (contiguousFrom === 0) terms.push('i');
     else if (contiguousFrom < dims.length) terms.push(`i % ${inner[contiguousFrom - 1]}u`);
     const index = terms.length === 0 ? '0u' : terms.join(' + ');
     const name = `e${fromValue ? k - 1 : k}`;

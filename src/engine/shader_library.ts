@@ -15,6 +15,7 @@ import workgroup from '../../shaders/lib/workgroup.wgsl';
 import matmulOperands from '../../shaders/lib/matmul_operands.wgsl';
 import conv2dOperands from '../../shaders/lib/conv2d_operands.wgsl';
 import conv2dGradWeightOperands from '../../shaders/lib/conv2d_grad_weight_operands.wgsl';
+import blockTile from '../../shaders/lib/block_tile.wgsl';
 import broadcastStore from '../../shaders/lib/broadcast_store.wgsl';
 import broadcastTile from '../../shaders/lib/broadcast_tile.wgsl';
 import subgroupRows from '../../shaders/lib/subgroup_rows.wgsl';
@@ -22,7 +23,6 @@ import storeRow1 from '../../shaders/lib/store_row_1.wgsl';
 import storeRow4 from '../../shaders/lib/store_row_4.wgsl';
 import storeBlock1 from '../../shaders/lib/store_block_1.wgsl';
 import storeBlock4 from '../../shaders/lib/store_block_4.wgsl';
-import tile16x16 from '../../shaders/lib/tile_16x16.wgsl';
 import tile4x4 from '../../shaders/lib/tile_4x4.wgsl';
 import tile8x8 from '../../shaders/lib/tile_8x8.wgsl';
 
@@ -43,6 +43,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/matmul_operands.wgsl': matmulOperands,
   'lib/conv2d_operands.wgsl': conv2dOperands,
   'lib/conv2d_grad_weight_operands.wgsl': conv2dGradWeightOperands,
+  'lib/block_tile.wgsl': blockTile,
   'lib/broadcast_store.wgsl': broadcastStore,
   'lib/broadcast_tile.wgsl': broadcastTile,
   'lib/subgroup_rows.wgsl': subgroupRows,
@@ -50,7 +51,6 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/store_row_4.wgsl': storeRow4,
   'lib/store_block_1.wgsl': storeBlock1,
   'lib/store_block_4.wgsl': storeBlock4,
-  'lib/tile_16x16.wgsl': tile16x16,
   'lib/tile_4x4.wgsl': tile4x4,
   'lib/tile_8x8.wgsl': tile8x8,
 };

@@ -66,9 +66,9 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
       h = groupNorm(ctx, 'norm2', add(h, temb), { ...norm2, act: o.act });
     }
     if (o.dropout > 0 && ctx.dropout) h = ctx.dropout(h, o.dropout);
-    h = conv(ctx, 'conv2', h, o.out);
+    // Before conv2, whose store then adds it.
     if (o.forceShortcut || x.shape[3] !== o.out) shortcut = conv(ctx, 'conv_shortcut', shortcut, o.out, { kernel: 1 });
-    const y = add(h, shortcut);
+    const y = add(conv(ctx, 'conv2', h, o.out), shortcut);
     return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);
   });
 }

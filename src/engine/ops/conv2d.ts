@@ -71,6 +71,10 @@ interface Tile {
   readonly columns: number;
   /** Register tile that the shader includes. */
   readonly include?: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl';
+  /** Entry point, `forward` where the shader has one for all tiles. */
+  readonly entry?: string;
+  /** Terms of a sum from which on the tile is worth its compilation. */
+  readonly leastTerms?: number;
 }
 
 interface Kernel {
@@ -86,7 +90,7 @@ interface Kernel {
 
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
-const direct = { tiles: [{ rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }], wanted: 256, tilesPerWorkgroup: 32, step: 4 } as const;
+const direct = { tiles: [{ rows: 16, columns: 8, entry: 'tall', leastTerms: 64 }, { rows: 8, columns: 8, leastTerms: 64 }, { rows: 8, columns: 4, entry: 'narrow' }], wanted: 64, tilesPerWorkgroup: 8, step: 4 } as const;
 const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 8, tilesPerWorkgroup: 1, step: 4 } as const;
 const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
@@ -103,14 +107,14 @@ const productKernels: Readonly<Record<KernelName, Kernel>> = {
   },
 };
 const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'>, Kernel>> = {
-  direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct },
+  direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct, tiles: direct.tiles.slice(1) },
   broadcast: { shader: { file: 'conv2d_grad_weight_broadcast.wgsl', text: gradWeightBroadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup },
 };
 
 /** The largest tile that leaves enough of them, none much larger than the matrix. */
-const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: number, n: number): Tile =>
-  tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns) ?? tiles[tiles.length - 1]!;
+const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: number, n: number, terms: number): Tile =>
+  tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns && terms >= (t.leastTerms ?? 0)) ?? tiles[tiles.length - 1]!;
 
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
 function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean): void {
@@ -132,7 +136,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * phases;
-  const tile = chooseTile(kernel, count, phaseM, n);
+  const tile = chooseTile(kernel, count, phaseM, n, taps * channels);
   // 64 invocations stage a block of 4x4 each.
   const stageK = 1024 / tile.rows;
   const unit = name === 'tiled' ? stageK : tapK;
@@ -154,7 +158,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   }
   dispatch({
     shader: kernel.shader,
-    entry: 'forward',
+    entry: tile.entry ?? 'forward',
     prologue: {
       X: vectorType(source.dtype, xWide ? 4 : 1),
       X4: vectorType(source.dtype, 4),
@@ -166,7 +170,6 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
       W_WIDE: wWide,
       CHANNEL_EDGE: channels % kernel.step !== 0,
       GRADIENT: gradient,
-      UPSAMPLE: d.upsample && !gradient,
       ...(name === 'tiled' && { STAGE_K: `${stageK}u` }),
     },
     includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
@@ -192,6 +195,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
       tiles_n: tilesN(tile),
       slices,
       slice_k: sliceK,
+      upsample: Number(d.upsample && !gradient),
     },
     workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
     ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: source.bytes + filter.bytes + numel(target.shape) * 4 } }),
@@ -292,7 +296,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     const count = (t: Tile) => tilesM(t) * tilesN(t);
     // The sum is split as finely as it takes to fill the adapter, so the tile needs not be small; a slice adds at most 8192 terms.
     const wanted = profile.kind === 'gpu' ? 16384 : kernel.wanted;
-    const tile = chooseTile(kernel, (t) => count(t) * rows, d.r * d.s * tapM, d.k);
+    const tile = chooseTile(kernel, (t) => count(t) * rows, d.r * d.s * tapM, d.k, rows * d.q);
     const splits = Math.min(rows, Math.max(Math.ceil(wanted / count(tile)), Math.ceil((rows * d.q) / 8192)));
     const sliceRows = Math.ceil(rows / splits);
     const slices = Math.ceil(rows / sliceRows);
@@ -301,7 +305,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     const store = d.k % 4 === 0 && !byScalars ? 4 : 1;
     dispatch({
       shader: kernel.shader,
-      entry: 'forward',
+      entry: tile.entry ?? 'forward',
       prologue: {
         X: vectorType(x.dtype, xWide ? 4 : 1),
         X4: vectorType(x.dtype, 4),
@@ -312,7 +316,6 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         X_WIDE: xWide,
         D_WIDE: store === 4,
         COLUMN_EDGE: d.q % kernel.step !== 0,
-        UPSAMPLE: d.upsample,
       },
       includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
       bindings: { x, dy, y: target },
@@ -335,6 +338,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         slices,
         slice_rows: sliceRows,
         rows,
+        upsample: Number(d.upsample),
       },
       workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
       ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: x.bytes + dy.bytes + numel(target.shape) * 4 } }),

@@ -102,7 +102,9 @@ interface Tile {
   readonly rows: number;
   readonly columns: number;
   /** Register tile that the shader includes. */
-  readonly include?: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl' | 'lib/tile_16x16.wgsl';
+  readonly include?: 'lib/tile_4x4.wgsl' | 'lib/tile_8x8.wgsl';
+  /** Entry point, `forward` where the shader has one for all tiles. */
+  readonly entry?: string;
 }
 
 interface Kernel {
@@ -121,10 +123,10 @@ const tile8x8 = 'lib/tile_8x8.wgsl';
 const kernels: Readonly<Record<KernelName, Kernel>> = {
   direct: {
     shader: { file: 'matmul.wgsl', text: matmulShader },
-    tiles: [{ rows: 16, columns: 16, include: 'lib/tile_16x16.wgsl' }, { rows: 8, columns: 8, include: tile8x8 }, { rows: 4, columns: 4, include: tile4x4 }],
+    tiles: [{ rows: 16, columns: 8, entry: 'tall' }, { rows: 8, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }],
     step: () => 4,
-    wanted: 256,
-    tilesPerWorkgroup: 32,
+    wanted: 64,
+    tilesPerWorkgroup: 8,
   },
   broadcast: {
     shader: { file: 'matmul_broadcast.wgsl', text: matmulBroadcastShader },
@@ -184,7 +186,7 @@ function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
   }
   dispatch({
     shader,
-    entry: 'forward',
+    entry: tile.entry ?? 'forward',
     prologue: {
       A: vectorType(a.dtype, aWide ? 4 : 1),
       A4: vectorType(a.dtype, 4),
@@ -199,7 +201,7 @@ function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
       TRANSPOSE_B: transposeB && !byScalars,
       ...(name === 'tiled' && { STAGE_K: `${step}u` }),
     },
-    includes: { ...(!byScalars && { 'lib/store_block_4.wgsl': `lib/store_block_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+    includes: { ...(!byScalars && { [name === 'direct' ? 'lib/store_row_4.wgsl' : 'lib/store_block_4.wgsl']: name === 'direct' ? `lib/store_row_${width}.wgsl` : `lib/store_block_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
     bindings: { a, b: readB, y: target },
     params: { m, n, k, tiles_m: tilesM(tile), tiles_n: tilesN(tile), batch, slices, slice_k: sliceK, a_stride: aStride, b_stride: bStride },
     workgroups: Math.ceil((tilesM(tile) * tilesN(tile) * slices) / tilesPerWorkgroup),
