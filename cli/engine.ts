@@ -1,9 +1,12 @@
 import { Engine } from '../src/engine/device';
 import { createNodeGPU } from '../src/node/gpu';
+import { loadTuning } from '../src/node/tuning_store';
 
-/** The engine of this process's adapter. Timestamps come unrounded: no web page is watching. */
+/** The engine of this process's adapter, as tuned (`bruit tune`). Timestamps come unrounded: no web page is watching. */
 export async function openEngine(): Promise<Engine> {
-  return Engine.create({ gpu: createNodeGPU(['disable-dawn-features=timestamp_quantization']), powerPreference: 'high-performance' });
+  const engine = await Engine.create({ gpu: createNodeGPU(['disable-dawn-features=timestamp_quantization']), powerPreference: 'high-performance' });
+  await loadTuning(engine);
+  return engine;
 }
 
 /** Prints a result to stdout: the object as JSON, or the text. */

@@ -10,6 +10,7 @@ import { addInfo } from './info';
 import { addInspect } from './inspect';
 import { addSample } from './sample';
 import { addTrain } from './train';
+import { addTune } from './tune';
 import { addVerify } from './verify';
 
 /** Errors of the machine and not of what was asked for. */
@@ -29,7 +30,7 @@ const program = new Command('bruit')
   .helpCommand('help [command]', 'how to use a command')
   .addHelpText('after', '\nExit codes: 0 done, 1 failed (or verify found a miss), 2 wrong usage or bad input.\n`bruit help COMMAND` shows options and examples of a command.');
 
-for (const add of [addSample, addTrain, addVerify, addExport, addBench, addInspect, addInfo, addDemo]) add(program);
+for (const add of [addSample, addTrain, addVerify, addExport, addBench, addTune, addInspect, addInfo, addDemo]) add(program);
 
 // `bruit inspect … | head` closes the pipe early: that is no failure.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {

@@ -6,6 +6,8 @@ export { gradients } from './engine/autodiff';
 export { compile, Program, type BufferView, type CompileOptions } from './engine/program';
 export { profile, profileTable, chromeTrace, type Profile } from './engine/profiler';
 export { measurePeak } from './engine/peak';
+export { tune, exportTuning, importTuning, type TunedOp, type TuneOptions, type TuningTable } from './engine/tune';
+export { loadTuning, saveTuning } from './io/tuning_store';
 export * as ops from './engine/ops';
 export { Parameters, WeightStore, type NamedTensor, type ParameterSpec } from './model/parameters';
 export { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from './model/unet2d';

@@ -4,7 +4,7 @@ import { Graph } from './graph';
 import type { InputFill, OpCase, OpTests } from './op';
 import { profile, type Profile } from './profiler';
 import { compile, type Program } from './program';
-import { dtypeBytes, numel, type DType } from './shape';
+import { dtypeBytes, numel, type DType, type Shape } from './shape';
 
 export interface KernelTiming {
   readonly op: string;
@@ -24,8 +24,9 @@ export interface BenchmarkOptions {
   readonly runs?: number;
 }
 
-/** Data of the asked kind whose values do not matter beyond being in range: a linear congruential walk. */
-function fill(dtype: DType, n: number, how: InputFill | undefined): Float32Array | Int32Array | Uint32Array | Uint16Array {
+/** Data of the asked kind whose values do not matter beyond being in range and of both signs: a linear congruential walk. */
+export function randomFill(dtype: DType, shape: Shape, how?: InputFill): Float32Array | Int32Array | Uint32Array | Uint16Array {
+  const n = numel(shape);
   const limit = typeof how === 'object' && 'int' in how ? how.int : 2;
   let state = 12345;
   const next = () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 32;
@@ -34,9 +35,9 @@ function fill(dtype: DType, n: number, how: InputFill | undefined): Float32Array
     const integers = Array.from({ length: n }, (_, i) => values?.[i % values.length] ?? Math.floor(next() * limit));
     return dtype === 'i32' ? Int32Array.from(integers) : Uint32Array.from(integers);
   }
-  // 0x3800 to 0x3bff are the halves from 0.5 up to 1.
-  if (dtype === 'f16') return Uint16Array.from({ length: n }, () => 0x3800 + Math.floor(next() * 0x400));
-  return Float32Array.from({ length: n }, () => 0.5 + next() / 2);
+  // 0x3800 to 0x3bff are the halves from 0.5 up to 1; bit 15 is the sign.
+  if (dtype === 'f16') return Uint16Array.from({ length: n }, () => (next() < 0.5 ? 0x8000 : 0) + 0x3800 + Math.floor(next() * 0x400));
+  return Float32Array.from({ length: n }, () => (next() < 0.5 ? -1 : 1) * (0.5 + next() / 2));
 }
 
 /** One case as a program of its own, inputs written. */
@@ -46,7 +47,7 @@ async function programOf(engine: Engine, { op }: OpTests<never>, c: OpCase<never
   const outputs = graph.add(op, leaves, c.attrs);
   // An op without outputs, or one that mutates its inputs, is kept for its effect.
   const program = await compile(engine, graph, { outputs, ...(variant !== undefined && { variants: { [op.name]: variant } }), label: `${op.name} ${c.name}` });
-  leaves.forEach((t, i) => program.write(t, fill(t.dtype, numel(t.shape), c.inputs[i]!.fill)));
+  leaves.forEach((t, i) => program.write(t, randomFill(t.dtype, t.shape, c.inputs[i]!.fill)));
   return program;
 }
 

@@ -66,6 +66,8 @@ export interface EngineOptions {
 export class Engine {
   readonly profile: AdapterProfile;
   readonly pipelines: PipelineCache;
+  /** Kernel variants that programs compiled from now on use, by `tuningKey`: filled by `tune`, or from where that was stored. */
+  readonly tuning = new Map<string, string>();
   private lostReason: string | undefined;
 
   private constructor(

@@ -14,6 +14,7 @@ import { planMemory, type MemoryPlan } from './plan';
 import { emitEpilogue } from './pointwise_codegen';
 import { packParams, reflect, specialise, type EntryInfo } from './shader';
 import { dtypeBytes, numel, showShape } from './shape';
+import { tuningKey } from './tuning_key';
 
 /** A range of a GPU buffer; `offset` is a multiple of the device's storage offset alignment (256 by default). */
 export interface BufferView {
@@ -78,7 +79,7 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
   let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
   if (options.fuse !== false) nodes = fuse(nodes, outputs, { maxStorageBuffers: engine.profile.limits.maxStorageBuffersPerShaderStage });
 
-  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, engine, options.variants?.[node.op.name]));
+  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, engine, options.variants?.[node.op.name] ?? tunedVariant(engine, node)));
   const memory = new ProgramMemory(engine, graph, lowered, nodes, outputs, bindings, options.label ?? 'program');
   try {
     await memory.allocate(options.poison === true);
@@ -88,6 +89,12 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
     memory.destroy();
     throw e;
   }
+}
+
+/** A stored choice that the op no longer has is none. */
+function tunedVariant({ tuning }: Engine, node: PlannedNode): string | undefined {
+  const variant = tuning.size && node.op.variants ? tuning.get(tuningKey(node)) : undefined;
+  return variant !== undefined && node.op.variants!.includes(variant) ? variant : undefined;
 }
 
 function lower(node: PlannedNode, engine: Engine, variant: string | undefined): Lowered {
@@ -355,6 +362,7 @@ export class Program {
     const { device } = this.engine;
     let encoder = device.createCommandEncoder();
     let pass = encoder.beginComputePass();
+    let pipeline: GPUComputePipeline | undefined;
     const flush = () => {
       pass.end();
       device.queue.submit([encoder.finish()]);
@@ -365,8 +373,9 @@ export class Program {
           flush();
           encoder = device.createCommandEncoder();
           pass = encoder.beginComputePass();
+          pipeline = undefined;
         }
-        pass.setPipeline(s.pipeline);
+        if (s.pipeline !== pipeline) pass.setPipeline((pipeline = s.pipeline));
         pass.setBindGroup(0, s.bindGroup);
         pass.dispatchWorkgroups(s.workgroups[0], s.workgroups[1]);
       });

@@ -12,3 +12,4 @@ export { plotMetrics, readMetrics, type MetricsRecord, type PlotOptions } from '
 export { writePngFolder } from './png_folder';
 export { listCheckpoints, loadCheckpoint, saveCheckpoint, writeModelFolder } from './run_directory';
 export { loadRecipeData, runTraining, type TrainRunOptions, type TrainRunResult } from './train_run';
+export { loadTuning, saveTuning, tuningFile } from './tuning_store';

@@ -12,7 +12,7 @@ import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { numel, showShape } from '../shape';
 import { emitCopy } from './copy';
-import { kernelFor, type KernelName } from './product_kernel';
+import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 import { sum } from './sum';
@@ -136,7 +136,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * phases;
-  const tile = chooseTile(kernel, count, phaseM, n, taps * channels);
+  const tile = variant === 'tiled_small' ? kernel.tiles[kernel.tiles.length - 1]! : chooseTile(kernel, count, phaseM, n, taps * channels);
   // 64 invocations stage a block of 4x4 each.
   const stageK = 1024 / tile.rows;
   const unit = name === 'tiled' ? stageK : tapK;
@@ -216,7 +216,7 @@ export const conv2dOp = defineOp<ConvAttrs>({
   lower(ctx) {
     lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
   },
-  variants: ['direct', 'broadcast', 'subgroup', 'tiled'],
+  variants: productVariants,
   flops: ([x, w], _, attrs) => flops(dimensions(x!.shape, w!.shape, attrs)),
   grad({ graph, inputs: [x, w], outputGrads, attrs, needs }) {
     const dy = outputGrads[0]!;
@@ -262,7 +262,7 @@ export const conv2dGradInputOp = defineOp<GradInputAttrs>({
   lower(ctx) {
     lowerProduct(ctx, gradInputDimensions(ctx.inputs, ctx.attrs), true);
   },
-  variants: ['direct', 'broadcast', 'subgroup', 'tiled'],
+  variants: productVariants,
   flops: (inputs, _, attrs) => flops(gradInputDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_input appears in gradients only, and gradients of gradients are not built' },
 });

@@ -9,7 +9,7 @@ import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { numel, sameShape, showShape, type Shape } from '../shape';
 import { emitCopy } from './copy';
-import { kernelFor, type KernelName } from './product_kernel';
+import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 
@@ -63,7 +63,7 @@ export const matmulOp = defineOp<MatmulAttrs>({
     const { lead, m, n } = dimensions(inputs, attrs);
     return [{ shape: attrs.sumBatch ? [m, n] : [...lead, m, n], dtype: inputs[0]!.dtype }];
   },
-  variants: ['direct', 'broadcast', 'subgroup', 'tiled'],
+  variants: productVariants,
   epilogueBuffers: 5,
   lower: lowerMatmul,
   flops(inputs, _, attrs) {
@@ -167,7 +167,7 @@ function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
   const tilesM = (t: Tile) => Math.ceil(m / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * batch;
-  const tile = tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns) ?? tiles[tiles.length - 1]!;
+  const tile = (variant !== 'tiled_small' && tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns)) || tiles[tiles.length - 1]!;
   const step = stepOf(tile);
   const splits = Math.max(Math.ceil(k / longestSum), Math.min(Math.ceil(wanted / count(tile)), Math.floor(k / 64), 64), 1);
   const sliceK = Math.ceil(k / splits / step) * step;

@@ -6,11 +6,14 @@ import type { AdapterProfile } from '../device';
  */
 export type KernelName = 'direct' | 'broadcast' | 'subgroup' | 'tiled';
 
+/** Variants of products; `tiled_small` is `tiled` with its smallest tile, which the tuner may prefer to what the cost model takes. */
+export const productVariants = ['direct', 'broadcast', 'subgroup', 'tiled', 'tiled_small'] as const;
+
 const subgroupLanes: Partial<Record<KernelName, number>> = { broadcast: 4, subgroup: 8 };
 
 /** The forced kernel or the adapter's best for a product of `columns` columns; kernels for subgroups take `worth` columns or more to pay. */
 export function kernelFor({ kind, subgroupSize }: AdapterProfile, forced: string | undefined, columns: number, worth: number): KernelName {
   const forSubgroups = (Object.keys(subgroupLanes) as KernelName[]).find((name) => subgroupLanes[name] === subgroupSize);
-  const name = (forced ?? (kind === 'gpu' ? 'tiled' : columns >= worth && forSubgroups ? forSubgroups : 'direct')) as KernelName;
+  const name = (forced === 'tiled_small' ? 'tiled' : forced ?? (kind === 'gpu' ? 'tiled' : columns >= worth && forSubgroups ? forSubgroups : 'direct')) as KernelName;
   return subgroupLanes[name] === undefined || subgroupLanes[name] === subgroupSize ? name : 'direct';
 }

@@ -1,0 +1,162 @@
+/**
+ * Which kernel variant is fastest on this adapter, measured: for every op and shape of a graph that has several, each is timed by itself, checked
+ * against the general one, and the winner remembered in {@link Engine.tuning}, which programs compiled afterwards follow. Without tuning the
+ * ops choose by the adapter's class and a cost model (`lower` of each op).
+ */
+import { randomFill } from './benchmark';
+import type { Engine } from './device';
+import { BruitError } from './errors';
+import { Graph, type Node } from './graph';
+import type { OpDef } from './op';
+import { profile } from './profiler';
+import { compile, type Program } from './program';
+import { tuningKey } from './tuning_key';
+
+/** Winners by op, shapes, storage and attributes, for one adapter and one version of the kernels. */
+export interface TuningTable {
+  readonly adapter: string;
+  readonly version: string;
+  readonly entries: Readonly<Record<string, string>>;
+}
+
+export interface TunedOp {
+  readonly key: string;
+  readonly op: string;
+  /** Milliseconds of one call by variant; `default` is what the op chooses by itself. */
+  readonly milliseconds: Readonly<Record<string, number>>;
+  /** The variant to use, or `default` where none is faster by more than the measurement's noise. */
+  readonly winner: string;
+  /** Variants that disagreed with the general one and are left out. */
+  readonly wrong: readonly string[];
+}
+
+export interface TuneOptions {
+  readonly signal?: AbortSignal;
+  /** Called after each op and shape. */
+  readonly onProgress?: (done: number, total: number, tuned: TunedOp) => void;
+}
+
+/** Timed rounds over all candidates in turn, so that drifting clocks hit them alike. */
+const rounds = 4;
+/** Milliseconds that one timed submission should take at least. */
+const enough = 10;
+/** A variant must be faster than the default by this factor to replace it. */
+const margin = 1.04;
+
+/** Times the variants of every op of `graph`, once for each shape, and enters the winners into `engine.tuning`. */
+export async function tune(engine: Engine, graph: Graph, { signal, onProgress }: TuneOptions = {}): Promise<TunedOp[]> {
+  const nodes = new Map<string, Node>();
+  for (const node of graph.nodes) if ((node.op.variants?.length ?? 0) > 1 && !node.op.mutates) nodes.set(tuningKey(node), node);
+  const results: TunedOp[] = [];
+  for (const [key, node] of nodes) {
+    if (signal?.aborted) throw new BruitError('aborted', 'tuning was aborted');
+    const tuned = await tuneNode(engine, key, node);
+    if (tuned.winner === 'default') engine.tuning.delete(key);
+    else engine.tuning.set(key, tuned.winner);
+    results.push(tuned);
+    onProgress?.(results.length, nodes.size, tuned);
+  }
+  return results;
+}
+
+async function tuneNode(engine: Engine, key: string, node: Node): Promise<TunedOp> {
+  engine.tuning.delete(key);
+  const general = node.op.variants![0]!;
+  const candidates = new Map<string, Program>();
+  const wrong: string[] = [];
+  try {
+    let expected: Float32Array[] | undefined;
+    const seen = new Set<string>();
+    for (const variant of [general, 'default', ...node.op.variants!.slice(1)]) {
+      const program = await alone(engine, node, variant === 'default' ? undefined : variant);
+      // Variants fall back to others where the adapter or the shape does not suit them.
+      const what = JSON.stringify(program.steps.map((s) => [s.info.text, s.info.entry, s.workgroups]));
+      const values = seen.has(what) && variant !== 'default' ? undefined : await outputs(program, node);
+      seen.add(what);
+      if (!values) {
+        program.destroy();
+        continue;
+      }
+      expected ??= values;
+      if (values.every((v, i) => agrees(v, expected![i]!))) candidates.set(variant, program);
+      else {
+        wrong.push(variant);
+        program.destroy();
+      }
+    }
+    const times = await race(engine, candidates);
+    const usual = times.default ?? Infinity;
+    const [winner, time] = Object.entries(times).reduce((best, each) => (each[1] < best[1] ? each : best));
+    return { key, op: node.op.name, milliseconds: times, winner: time * margin < usual ? winner : 'default', wrong };
+  } finally {
+    for (const program of candidates.values()) program.destroy();
+  }
+}
+
+/** The node as a program of its own, on data of the right shapes. */
+async function alone(engine: Engine, { op, inputs, attrs }: Node, variant: string | undefined): Promise<Program> {
+  const graph = new Graph();
+  const leaves = inputs.map((t, i) => graph.input(`input${i}`, t.shape, t.dtype));
+  const made = graph.add(op as OpDef<object>, leaves, attrs);
+  const program = await compile(engine, graph, { outputs: made, label: `tuning ${op.name}`, ...(variant !== undefined && { variants: { [op.name]: variant } }) });
+  leaves.forEach((t) => program.write(t, randomFill(t.dtype, t.shape)));
+  outputsOf.set(program, made);
+  return program;
+}
+
+const outputsOf = new WeakMap<Program, ReturnType<Graph['add']>>();
+
+async function outputs(program: Program, node: Node): Promise<Float32Array[]> {
+  program.run();
+  const values: Float32Array[] = [];
+  // f16 results differ by their rounding, which is not what is looked for here.
+  for (const t of outputsOf.get(program)!) if (t.dtype === 'f32') values.push(await program.read(t));
+  if (node.outputs.length === 0) await program.done();
+  return values;
+}
+
+function agrees(a: Float32Array, b: Float32Array): boolean {
+  let largest = 0;
+  let difference = 0;
+  for (let i = 0; i < a.length; i++) {
+    largest = Math.max(largest, Math.abs(b[i]!));
+    difference = Math.max(difference, Math.abs(a[i]! - b[i]!));
+    if (!Number.isFinite(a[i]!)) return false;
+  }
+  return difference <= 1e-4 * largest;
+}
+
+/** Least milliseconds of one run of each: GPU time where the adapter has timestamps, else wall time of many runs. */
+async function race(engine: Engine, programs: ReadonlyMap<string, Program>): Promise<Record<string, number>> {
+  const best: Record<string, number> = {};
+  const repeats = new Map<string, number>();
+  for (let round = 0; round <= rounds; round++) {
+    for (const [name, program] of programs) {
+      const times = repeats.get(name) ?? 1;
+      const start = performance.now();
+      let each: number;
+      if (engine.profile.timestamps && round > 0) each = (await profile(program, { runs: Math.min(times, 10) })).total / 1e6;
+      else {
+        program.run(times);
+        await program.done();
+        each = (performance.now() - start) / times;
+      }
+      if (round === 0) repeats.set(name, Math.max(1, Math.min(200, Math.ceil(enough / each))));
+      else best[name] = Math.min(best[name] ?? Infinity, each);
+    }
+  }
+  return best;
+}
+
+/** What to store of an engine's tuning. `version` is that of the package: other kernels, other winners. */
+export function exportTuning(engine: Engine, version: string): TuningTable {
+  return { adapter: engine.profile.name, version, entries: Object.fromEntries([...engine.tuning].sort(([a], [b]) => (a < b ? -1 : 1))) };
+}
+
+/** Takes over a stored table if it is this adapter's and this version's; tells whether. A malformed one is not. */
+export function importTuning(engine: Engine, table: unknown, version: string): boolean {
+  const t = table as Partial<TuningTable> | null;
+  if (typeof t !== 'object' || t === null || t.adapter !== engine.profile.name || t.version !== version || typeof t.entries !== 'object') return false;
+  for (const [key, variant] of Object.entries(t.entries)) if (typeof variant === 'string') engine.tuning.set(key, variant);
+  return true;
+}
