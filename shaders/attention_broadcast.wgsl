@@ -15,30 +15,14 @@ const HEAD = 64u; // D rounded up to 16
 // include lib/attention.wgsl
 // include lib/attention_no_mask.wgsl
 // include lib/broadcast_tile.wgsl
+// include lib/attention_broadcast.wgsl
 
 @group(0) @binding(5) var<storage, read_write> o: array<X>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>; // [B,heads,T], natural logarithm
 
-const KEYS = 128u;
 // By row, then key or channel, of which a lane has every fourth.
 var<private> weights: array<f32, 256>;
 var<private> sums: array<f32, 2u * HEAD>;
-
-// Loops over rows and columns where speed does not count: such adapters take seconds to compile long kernels.
-fn tile() -> array<vec4<f32>, 8> {
-  return array<vec4<f32>, 8>(c0, c1, c2, c3, c4, c5, c6, c7);
-}
-
-fn set_tile(x: array<vec4<f32>, 8>) {
-  c0 = x[0];
-  c1 = x[1];
-  c2 = x[2];
-  c3 = x[3];
-  c4 = x[4];
-  c5 = x[5];
-  c6 = x[6];
-  c7 = x[7];
-}
 
 @compute @workgroup_size(4)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -49,11 +33,10 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   let b = w / params.tiles / params.heads;
   let h = w / params.tiles % params.heads;
   let first = w % params.tiles * 8u;
-  let along = vec4<u32>(0u, 1u, 2u, 3u);
-  let columns = lane + 4u * along;
+  let columns = lane + 4u * ALONG;
   let stride = params.heads * params.head;
-  let upper_q = vec4<u32>(query_at(b, h, first), query_at(b, h, first + 1u), query_at(b, h, first + 2u), query_at(b, h, first + 3u)) + lane;
-  let lower_q = vec4<u32>(query_at(b, h, first + 4u), query_at(b, h, first + 5u), query_at(b, h, first + 6u), query_at(b, h, first + 7u)) + lane;
+  let upper_q = query_rows(b, h, first) + lane;
+  let lower_q = query_rows(b, h, first + 4u) + lane;
   let keys_at = key_at(b, h, 0u);
   var tops: array<f32, 8>;
   var totals: array<f32, 8>;
@@ -68,28 +51,13 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       set_tile(array<vec4<f32>, 8>());
       let at = keys_at + min(begin + g + columns, vec4<u32>(params.m - 1u)) * stride;
       for (var d = 0u; d < params.head; d += 4u) {
-        let i = upper_q + d;
-        let j = lower_q + d;
         let inside = WIDE || d + lane < params.head;
-        let upper = select(vec4<f32>(), vec4<f32>(f32(q[i.x]), f32(q[i.y]), f32(q[i.z]), f32(q[i.w])), inside);
-        let lower = select(vec4<f32>(), vec4<f32>(f32(q[j.x]), f32(q[j.y]), f32(q[j.z]), f32(q[j.w])), inside);
-        let a = at + d;
-        var x = mat4x4<f32>(
-          f32(k[a.x]), f32(k[a.y]), f32(k[a.z]), f32(k[a.w]),
-          f32(k[a.x + 1u]), f32(k[a.y + 1u]), f32(k[a.z + 1u]), f32(k[a.w + 1u]),
-          f32(k[a.x + 2u]), f32(k[a.y + 2u]), f32(k[a.z + 2u]), f32(k[a.w + 2u]),
-          f32(k[a.x + 3u]), f32(k[a.y + 3u]), f32(k[a.z + 3u]), f32(k[a.w + 3u]),
-        );
-        if (!WIDE) {
-          let zero = vec4<f32>();
-          x = mat4x4<f32>(x[0], select(zero, x[1], d + 1u < params.head), select(zero, x[2], d + 2u < params.head), select(zero, x[3], d + 3u < params.head));
-        }
-        multiply(upper, lower, x);
+        multiply(q_rows(upper_q + d, inside), q_rows(lower_q + d, inside), cut_block(k_block(at + d), d));
       }
       let scores = tile();
       for (var r = 0u; r < 8u; r++) {
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, vec4<u32>(first + r), begin + g + columns);
-        let i = r * (KEYS / 4u) + g / 4u + along;
+        let i = r * (KEYS / 4u) + g / 4u + ALONG;
         weights[i.x] = s.x;
         weights[i.y] = s.y;
         weights[i.z] = s.z;
@@ -99,7 +67,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     for (var r = 0u; r < 8u; r++) {
       var high = vec4<f32>(tops[r]);
       for (var g = 0u; g < keys; g += 16u) {
-        let i = r * (KEYS / 4u) + g / 4u + along;
+        let i = r * (KEYS / 4u) + g / 4u + ALONG;
         high = max(high, vec4<f32>(weights[i.x], weights[i.y], weights[i.z], weights[i.w]));
       }
       let top = subgroupMax(max(max(high.x, high.y), max(high.z, high.w)));
@@ -107,7 +75,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       tops[r] = top;
       var total = vec4<f32>();
       for (var g = 0u; g < keys; g += 16u) {
-        let i = r * (KEYS / 4u) + g / 4u + along;
+        let i = r * (KEYS / 4u) + g / 4u + ALONG;
         let p = power(vec4<f32>(weights[i.x], weights[i.y], weights[i.z], weights[i.w]) - top);
         weights[i.x] = p.x;
         weights[i.y] = p.y;
@@ -123,25 +91,20 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     for (var n = 0u; n < params.head; n += 16u) {
       var y: array<vec4<f32>, 8>;
       for (var r = 0u; r < 8u; r++) {
-        let i = r * (HEAD / 4u) + n / 4u + along;
+        let i = r * (HEAD / 4u) + n / 4u + ALONG;
         y[r] = vec4<f32>(sums[i.x], sums[i.y], sums[i.z], sums[i.w]);
       }
       set_tile(y);
       for (var key = 0u; key < keys; key += 4u) {
-        let p = key / 4u + KEYS / 4u * along;
+        let p = key / 4u + KEYS / 4u * ALONG;
         let upper = vec4<f32>(weights[p.x], weights[p.y], weights[p.z], weights[p.w]);
         let lower = vec4<f32>(weights[p.x + KEYS], weights[p.y + KEYS], weights[p.z + KEYS], weights[p.w + KEYS]);
-        let a = keys_at + n + lane + min(vec4<u32>(begin + key) + along, vec4<u32>(params.m - 1u)) * stride;
-        multiply(upper, lower, mat4x4<f32>(
-          f32(v[a.x]), f32(v[a.x + 4u]), f32(v[a.x + 8u]), f32(v[a.x + 12u]),
-          f32(v[a.y]), f32(v[a.y + 4u]), f32(v[a.y + 8u]), f32(v[a.y + 12u]),
-          f32(v[a.z]), f32(v[a.z + 4u]), f32(v[a.z + 8u]), f32(v[a.z + 12u]),
-          f32(v[a.w]), f32(v[a.w + 4u]), f32(v[a.w + 8u]), f32(v[a.w + 12u]),
-        ));
+        let a = keys_at + n + lane + min(vec4<u32>(begin + key) + ALONG, vec4<u32>(params.m - 1u)) * stride;
+        multiply(upper, lower, v_lines(a));
       }
       y = tile();
       for (var r = 0u; r < 8u; r++) {
-        let i = r * (HEAD / 4u) + n / 4u + along;
+        let i = r * (HEAD / 4u) + n / 4u + ALONG;
         sums[i.x] = y[r].x;
         sums[i.y] = y[r].y;
         sums[i.z] = y[r].z;

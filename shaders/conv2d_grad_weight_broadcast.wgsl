@@ -33,8 +33,16 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   let n = i % params.tiles_n * 16u + lane;
   let place = rows_at(m);
   let along = vec4<u32>(0u, 1u, 2u, 3u);
+  // Counted along: a division costs such adapters as much as a load.
+  var image = slice * params.slice_rows / params.dy_height;
+  var oy = slice * params.slice_rows % params.dy_height;
   for (var row = slice * params.slice_rows; row < min((slice + 1u) * params.slice_rows, params.rows); row++) {
-    let source = source_row(place, row / params.dy_height, row % params.dy_height);
+    let source = source_row(place, image, oy);
+    oy++;
+    if (oy == params.dy_height) {
+      oy = 0u;
+      image++;
+    }
     if (source == NOWHERE) {
       continue;
     }

@@ -38,3 +38,19 @@ fn multiply_rows(upper: vec4<f32>, lower: vec4<f32>, b: mat4x4<f32>) {
   c6 += b * subgroupBroadcast(lower, 2u);
   c7 += b * subgroupBroadcast(lower, 3u);
 }
+
+// The tile by rows, for loops where speed does not count: such adapters take seconds to compile long kernels.
+fn tile() -> array<vec4<f32>, 8> {
+  return array<vec4<f32>, 8>(c0, c1, c2, c3, c4, c5, c6, c7);
+}
+
+fn set_tile(x: array<vec4<f32>, 8>) {
+  c0 = x[0];
+  c1 = x[1];
+  c2 = x[2];
+  c3 = x[3];
+  c4 = x[4];
+  c5 = x[5];
+  c6 = x[6];
+  c7 = x[7];
+}

@@ -2,12 +2,12 @@
  * Scaled dot-product attention without a matrix of scores in memory, and its gradients.
  *
  * The forward kernel keeps the log-sum of each query row; the gradients compute the probabilities again from it. Each op has the kernels
- * `direct` (registers only, for software adapters, any head) and `tiled` (tiles in workgroup memory, for GPUs); the forward op also
- * `broadcast`, for subgroups of 4 lanes.
+ * `direct` (registers only, for software adapters), `broadcast` (the same for subgroups of 4 lanes) and `tiled` (workgroup memory, for GPUs).
  */
 import attentionShader from '../../../shaders/attention.wgsl';
 import broadcastShader from '../../../shaders/attention_broadcast.wgsl';
 import gradShader from '../../../shaders/attention_grad.wgsl';
+import gradBroadcastShader from '../../../shaders/attention_grad_broadcast.wgsl';
 import gradTiledShader from '../../../shaders/attention_grad_tiled.wgsl';
 import gradMaskShader from '../../../shaders/attention_grad_mask.wgsl';
 import statsShader from '../../../shaders/attention_stats.wgsl';
@@ -42,6 +42,7 @@ const forwardShaders = {
   tiled: { file: 'attention_tiled.wgsl', text: tiledShader },
 };
 const gradShaders = {
+  broadcast: { file: 'attention_grad_broadcast.wgsl', text: gradBroadcastShader },
   direct: { file: 'attention_grad.wgsl', text: gradShader },
   tiled: { file: 'attention_grad_tiled.wgsl', text: gradTiledShader },
 };
@@ -92,7 +93,7 @@ function scoreKernel(q: Tensor, k: Tensor, mask: Tensor | undefined, { heads, sc
 interface RowKernel {
   readonly direct: ShaderSource;
   /** For subgroups of 4 lanes. */
-  readonly broadcast?: ShaderSource;
+  readonly broadcast: ShaderSource;
   readonly tiled: ShaderSource;
   readonly entry: string;
   readonly bindings: Readonly<Record<string, Bindable>>;
@@ -112,7 +113,7 @@ function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<Attent
   const { dims, prologue, includes, params } = scoreKernel(bindings.q as Tensor, bindings.k as Tensor, bindings.mask as Tensor | undefined, attrs);
   const { head4, wide } = dims;
   const name = kernelFor(profile, variant, Infinity, 0);
-  const kernel = name === 'tiled' ? tiled : name === 'broadcast' && broadcast ? broadcast : direct;
+  const kernel = name === 'tiled' ? tiled : name === 'broadcast' ? broadcast : direct;
   const tiles = Math.ceil(rows / (kernel === tiled ? tiledRows : kernel === broadcast ? broadcastRows : directRows));
   const count = dims.b * params.heads * tiles * (slice && kernel === direct ? Math.ceil(head4 / slice) : 1);
   const keep = head4 <= resident;
@@ -205,7 +206,7 @@ export const attentionGradQOp = defineOp<AttentionAttrs>({
   infer([q]) {
     return [{ shape: q!.shape, dtype: q!.dtype }];
   },
-  variants: ['direct', 'tiled'],
+  variants: ['direct', 'broadcast', 'tiled'],
   lower(ctx) {
     const [q, k, v, dout, stats, mask] = ctx.inputs;
     const bindings = { q: q!, k: k!, v: v!, dout: dout!, stats: stats!, dq: ctx.outputs[0]!, ...(mask && { mask }) };
@@ -224,7 +225,7 @@ export const attentionGradKvOp = defineOp<AttentionAttrs>({
       { shape: k!.shape, dtype: k!.dtype },
     ];
   },
-  variants: ['direct', 'tiled'],
+  variants: ['direct', 'broadcast', 'tiled'],
   lower(ctx) {
     const [q, k, v, dout, stats, mask] = ctx.inputs;
     const bindings = { q: q!, k: k!, v: v!, dout: dout!, stats: stats!, dk: ctx.outputs[0]!, dv: ctx.outputs[1]!, ...(mask && { mask }) };
