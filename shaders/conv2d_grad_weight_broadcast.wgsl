@@ -49,7 +49,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     let dy_row = row * params.dy_width;
     for (var ox = 0u; ox < params.dy_width; ox += 4u) {
       let ix = vec4<u32>(vec4<i32>((ox + along) * params.stride) + place.x);
-      let column = ix >> vec4<u32>(params.upsample);
+      // Not a shift by params.upsample: such adapters have one by constants only.
+      let column = select(ix, ix >> vec4<u32>(1u), params.upsample == 1u);
       var inside = ix < vec4<u32>(params.width);
       if (COLUMN_EDGE) {
         inside = inside & (ox + along < vec4<u32>(params.dy_width));
