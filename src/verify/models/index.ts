@@ -2,9 +2,10 @@
 import { BruitError } from '../../engine/errors';
 import { isJsonObject } from '../../io/json';
 import type { ModelClass } from '../model';
+import { textModels } from './text';
 import { unet2dModel } from './unet2d';
 
-export const modelClasses: readonly ModelClass[] = [unet2dModel];
+export const modelClasses: readonly ModelClass[] = [unet2dModel, ...textModels];
 
 /** The class that a config.json names. @throws BruitError `input` if there is none, or none that is known. */
 export function modelClassOf(config: unknown, folder: string): ModelClass {
