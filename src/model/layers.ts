@@ -26,6 +26,8 @@ export interface ModelContext {
   readonly dropout?: (x: Tensor, p: number) => Tensor;
   /** Storage type of activations and of the weights as kernels read them; f32 by default. Arithmetic and statistics are f32 either way. */
   readonly computeType?: 'f32' | 'f16';
+  /** Computes every group norm in place of the op, which takes its statistics from `x` alone (tiled decoding). */
+  readonly groupNorm?: (x: Tensor, gamma: Tensor, beta: Tensor, options: { readonly groups: number; readonly eps: number }) => Tensor;
   /** Recompute blocks in the backward pass instead of keeping their values. */
   readonly gradientCheckpointing?: boolean;
 }
@@ -84,8 +86,8 @@ export function groupNorm(ctx: ModelContext, name: string, x: Tensor, options: {
     if (channels % groups !== 0) throw new BruitError('config', `group norm ${ctx.graph.path}: ${channels} channels do not divide into norm_num_groups = ${groups}`);
     const gamma = ctx.parameters.get(weight(ctx, 'weight'), [channels], 'plain', { kind: 'constant', value: 1 });
     const beta = ctx.parameters.get(weight(ctx, 'bias'), [channels], 'plain', { kind: 'constant', value: 0 });
-    const fused = act === 'silu' && !ctx.wantsTap?.(ctx.graph.path);
-    const y = groupNormOp(x, gamma, beta, { groups, eps, silu: fused });
+    const fused = act === 'silu' && !ctx.groupNorm && !ctx.wantsTap?.(ctx.graph.path);
+    const y = ctx.groupNorm ? ctx.groupNorm(x, gamma, beta, { groups, eps }) : groupNormOp(x, gamma, beta, { groups, eps, silu: fused });
     if (fused) return y;
     ctx.tap?.(ctx.graph.path, y);
     return act ? activation(y, act) : y;

@@ -23,6 +23,7 @@ export interface GoldenCheck {
 
 /** Folders with a recorded forward pass: config.json, weights, io.safetensors. A new one needs its name here, and its class in src/verify/models. */
 export const modelCases = [
+  'autoencoder_kl_tiny',
   'clip_text_tiny',
   'clip_text_with_projection',
   'clip_vision_with_projection',
