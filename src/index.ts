@@ -8,6 +8,9 @@ export { profile, profileTable, chromeTrace, type Profile } from './engine/profi
 export { measurePeak } from './engine/peak';
 export * as ops from './engine/ops';
 export { Parameters, WeightStore, type NamedTensor, type ParameterSpec } from './model/parameters';
+export { autoencoderHalf, decodeLatent, encodeImage, parseAutoencoderKLConfig, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig, type LatentDistribution } from './model/autoencoder_kl';
+export { decodeLatentTiny, encodeImageTiny, parseAutoencoderTinyConfig, type AutoencoderTinyConfig } from './model/autoencoder_tiny';
+export { decodeTiled, type TiledDecodeOptions, type TiledImage } from './model/tiled_decode';
 export { clipText, clipVision, parseCLIPTextConfig, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPTextInputs, type CLIPTextOutputs, type CLIPVisionConfig, type CLIPVisionOutputs } from './model/clip';
 export { parseT5Config, t5Encoder, type T5Config, type T5Inputs, type T5Outputs } from './model/t5';
 export { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from './model/unet2d';

@@ -1,12 +1,15 @@
 /** Picks what to recompute from a case's own JSON. */
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
+import { isFrechetCases, verifyFrechet } from './frechet';
 import { isHybridLossCase, verifyHybridLoss } from './hybrid_loss';
 import { isLearningRatesCase, verifyLearningRates } from './learning_rates';
 import { hasForwardRecord, IO, verifyForward, weightFiles } from './model';
 import { modelClassOf } from './models';
 import { CaseReport, type CaseFolder } from './report';
 import { isSchedulersCase, verifySchedulers } from './schedulers';
+import { tokenizedTexts, verifyTokenizers } from './tokenizers';
+import { isTorchRandomRecord, verifyTorchRandom } from './torch_random';
 import { isTrainingCase, verifyTraining } from './training';
 
 /**
@@ -27,7 +30,10 @@ export async function verifyCase(engine: Engine, folder: CaseFolder): Promise<Ca
     const description = await json('case.json');
     if (isHybridLossCase(description)) await verifyHybridLoss(report, engine, folder, description);
     else if (isLearningRatesCase(description)) verifyLearningRates(report, description, 'case.json');
-    else throw unknownKind(folder, 'case.json describes neither a hybrid loss nor learning rates');
+    else if (isFrechetCases(description)) verifyFrechet(report, description, 'case.json');
+    else if (tokenizedTexts(description).size) await verifyTokenizers(report, folder, tokenizedTexts(description), 'case.json');
+    else if (has(IO) && isTorchRandomRecord(await folder.tensors(IO))) await verifyTorchRandom(report, await folder.tensors(IO), IO);
+    else throw unknownKind(folder, 'case.json describes no hybrid losses, learning rates, Fréchet distances, tokenizers or random draws');
   } else throw unknownKind(folder, folder.files.length ? 'it has no config.json, case.json or cases.json' : 'it is empty');
 
   if (report.comparisons.length === 0) throw new BruitError('input', `${folder.name}: nothing in this case could be recomputed: its files hold no record that belongs to ${report.kinds.join(', ') || 'its config'}`);
