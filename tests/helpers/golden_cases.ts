@@ -1,5 +1,7 @@
 /** Golden cases of the model, the samplers and training, wherever there is a device (Node, Chrome, deno). */
 import type { Engine } from '../../src/engine/device';
+import { TorchCpuGenerator } from '../../src/engine/torch_rng';
+import type { ModelFolder } from '../../src/io/folder';
 import { openSafetensors, type TensorStore } from '../../src/io/safetensors';
 import { bytesSource } from '../../src/io/source';
 import type { NamedTensor } from '../../src/model/parameters';
@@ -9,6 +11,7 @@ import { recomputeSchedulerCase, type SchedulerCase } from '../../src/sampler/sc
 import { noiseTables, parseSchedulerConfig } from '../../src/sampler/scheduler_config';
 import { learningRates } from '../../src/train/lr_schedule';
 import { TrainingStep, type TrainingStepConfig } from '../../src/train/step';
+import { loadTokenizer } from '../../src/text/tokenizer';
 import { recomputeForward } from '../../src/verify/model';
 import { modelClassOf } from '../../src/verify/models';
 import { assertClose } from './op_suite';
@@ -60,6 +63,33 @@ async function checkModel(engine: Engine, read: ReadGolden, dir: string, variant
   const missing = [...io.tensors.keys()].filter((name) => !known.has(name) && (variant === '' || name.includes(variant)));
   if (missing.length) throw new Error(`${dir}: nothing computes ${missing.join(', ')}`);
   for (const { name, data, exact } of computed) assertClose(`${dir} ${name}`, data, await io.readF32(name), exact ? 0 : 2e-5);
+}
+
+/** What the host computes: tokenizers from their files, and torch's draws. */
+export function hostGoldens(read: ReadGolden): GoldenCheck[] {
+  const folder: ModelFolder = {
+    name: 'tokenizers',
+    has: (path) => read(`tokenizers/${path}`).then(() => true, () => false),
+    text: async (path) => new TextDecoder().decode(await read(`tokenizers/${path}`)),
+    source: async (path) => bytesSource(await read(`tokenizers/${path}`), path),
+  };
+  return [
+    ...['clip', 't5'].map((kind) => ({
+      name: `tokenizers · ${kind}`,
+      run: async () => {
+        const tokenizer = await loadTokenizer(folder, kind);
+        const texts = (await json<Record<string, { text: string; input_ids: number[] }[]>>(read, 'tokenizers/case.json'))[kind]!;
+        for (const { text, input_ids } of texts) assertClose(JSON.stringify(text), tokenizer.batch([text], input_ids.length).inputIds, input_ids, 0);
+      },
+    })),
+    {
+      name: "torch_random · torch's normal draws on the CPU",
+      run: async () => {
+        const io = await tensors(read, 'torch_random/io.safetensors');
+        for (const [name, { shape }] of io.tensors) if (name.startsWith('randn.')) assertClose(name, new TorchCpuGenerator(Number(name.split('.')[1])).randn(shape), await io.readF32(name), 1e-6);
+      },
+    },
+  ];
 }
 
 /** Trajectories of diffusers' schedulers over a toy denoiser, with recorded noise. */
