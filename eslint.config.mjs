@@ -4,7 +4,7 @@ import { defineConfig, globalIgnores } from 'eslint/config';
 import tseslint from 'typescript-eslint';
 
 /** Directories that must also run in a browser. */
-const browserSafe = ['engine', 'model', 'sampler', 'train', 'io', 'data'];
+const browserSafe = ['engine', 'model', 'sampler', 'text', 'train', 'io', 'data'];
 
 /**
  * Who may not import whom: shaders <- engine <- {model, sampler} <- train <- {cli, bench}. `io` and `data` sit beside

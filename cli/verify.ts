@@ -5,7 +5,7 @@ import { BruitError } from '../src/engine/errors';
 import { safetensorsChunks } from '../src/io/safetensors';
 import { openFolder } from '../src/node/case_folder';
 import { writeFileAtomic } from '../src/node/files';
-import { reportTable, showError, type CaseReport, type Comparison } from '../src/verify/report';
+import { reportTable, showError, type CaseReport, type Comparison, type Recomputed } from '../src/verify/report';
 import { verifyCase } from '../src/verify/verify';
 import { openEngine, print } from './engine';
 
@@ -20,9 +20,10 @@ export function addVerify(program: Command): void {
     .addHelpText(
       'after',
       `
-A case is a UNet2DModel with its weights and io.safetensors (forward pass with activations) or a record of training
-steps, a set of scheduler trajectories, of hybrid losses or of learning rates; its own JSON says which. Exits with 1 if
-any tensor is further from its record than allowed, and names the first that diverges in order of execution.
+A case is a model with its weights and io.safetensors (forward pass with activations) or a record of training steps;
+a set of scheduler trajectories, of hybrid losses, of learning rates, of Fréchet distances, of tokenized texts, or of
+torch's random draws; its own JSON says which. Exits with 1 if any tensor is further from its record than allowed, and
+names the first that diverges in order of execution.
 
 Examples:
   bruit verify tests/goldens/unet2d_class_cond
@@ -54,10 +55,31 @@ function checkOutput(dir: string, out: string, files: readonly string[], overwri
 async function writeRecomputed(report: CaseReport, out: string, overwrite: boolean): Promise<void> {
   for (const file of new Set(report.recomputed.map((t) => t.file))) {
     const tensors = report.recomputed.filter((t) => t.file === file);
-    // Learning rates are numbers in a JSON file, and go back into one.
-    const contents = file.endsWith('.json') ? `${JSON.stringify({ values: Object.fromEntries(tensors.map((t) => [t.name, [...t.data]])) }, null, 1)}\n` : safetensorsChunks(tensors);
+    // Numbers of a JSON file go back into one, to the same places.
+    const contents = file.endsWith('.json') ? `${JSON.stringify(jsonOf(tensors), null, 1)}\n` : safetensorsChunks(tensors);
     await writeFileAtomic(join(out, file), contents, { overwrite });
   }
+}
+
+interface JsonTree {
+  [key: string | number]: unknown;
+}
+
+function jsonOf(tensors: readonly Recomputed[]): JsonTree {
+  const root: JsonTree = {};
+  for (const { name, path = [name], shape, data } of tensors) {
+    let node = root;
+    path.slice(0, -1).forEach((key, i) => (node = (node[key] ??= typeof path[i + 1] === 'number' ? [] : {}) as JsonTree));
+    node[path[path.length - 1]!] = nested([...data], shape);
+  }
+  return root;
+}
+
+/** Rows of rows, a bare number for the shape []. */
+function nested(data: readonly number[], [size, ...rest]: readonly number[]): unknown {
+  if (size === undefined) return data[0];
+  const step = data.length / size;
+  return rest.length ? Array.from({ length: size }, (_, i) => nested(data.slice(i * step, (i + 1) * step), rest)) : data;
 }
 
 const moduleOf = ({ name }: Comparison): string => name.replace(/^act[^.]*\./, '');

@@ -14,7 +14,7 @@ import { conv, groupNorm, linear, type ModelContext } from '../src/model/layers'
 import { Parameters, WeightStore, type NamedTensor } from '../src/model/parameters';
 import { writeSafetensors } from '../src/io/safetensors';
 import { openTensorFile } from '../src/node/file_source';
-import { fitGaussian, type Gaussian } from './frechet';
+import { fitGaussian, type Gaussian } from '../src/verify/frechet_distance';
 
 export const side = 28;
 export const pixels = side * side;

@@ -6,7 +6,7 @@ import { fitCanvas } from '../src/data/transform';
 import type { TensorStore } from '../src/io/safetensors';
 import type { DatasetSplit } from '../src/node/mnist';
 import { accuracy, allDigits, classes, featureWidth, fitFeatures, pixels, side, type Judge } from './classifier';
-import { fitGaussian, frechetDistance } from './frechet';
+import { fitGaussian, frechetDistance } from '../src/verify/frechet_distance';
 
 /** Least accuracy, and largest ratio of Fréchet distances, that pass. */
 export const limits = { accuracy: 0.96, ratio: 4 } as const;

@@ -10,7 +10,15 @@ export { tune, exportTuning, importTuning, type TunedOp, type TuneOptions, type 
 export { loadTuning, saveTuning } from './io/tuning_store';
 export * as ops from './engine/ops';
 export { Parameters, WeightStore, type NamedTensor, type ParameterSpec } from './model/parameters';
+export { autoencoderHalf, decodeLatent, encodeImage, parseAutoencoderKLConfig, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig, type LatentDistribution } from './model/autoencoder_kl';
+export { decodeLatentTiny, encodeImageTiny, parseAutoencoderTinyConfig, type AutoencoderTinyConfig } from './model/autoencoder_tiny';
+export { decodeTiled, type TiledDecodeOptions, type TiledImage } from './model/tiled_decode';
+export { clipText, clipVision, parseCLIPTextConfig, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPTextInputs, type CLIPTextOutputs, type CLIPVisionConfig, type CLIPVisionOutputs } from './model/clip';
+export { parseT5Config, t5Encoder, type T5Config, type T5Inputs, type T5Outputs } from './model/t5';
 export { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from './model/unet2d';
+export { TorchCpuGenerator, TorchCudaGenerator, torchGenerator, type TorchGenerator } from './engine/torch_rng';
+export { loadTokenizer, type TokenBatch, type Tokenizer } from './text/tokenizer';
+export { encodeLongPrompts, parseWeightedPrompt, weightTokens, type LongPrompts, type WeightedText } from './text/prompt';
 export { createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerConfig } from './sampler/scheduler_config';
 export { DiffusionProcess } from './sampler/diffusion_process';
 export { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview } from './sampler/sample';

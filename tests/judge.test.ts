@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { accuracy, allDigits, loadJudge, type Judge } from '../judge/classifier';
 import { evaluate, readSamples } from '../judge/evaluate';
-import { fitGaussian, frechetDistance, type Gaussian } from '../judge/frechet';
+import { fitGaussian, frechetDistance, type Gaussian } from '../src/verify/frechet_distance';
 import { Engine } from '../src/engine/device';
 import { bytesSource } from '../src/io/source';
 import { openSafetensors, writeSafetensors } from '../src/io/safetensors';

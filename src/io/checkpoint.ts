@@ -1,10 +1,10 @@
 import { closest, distance } from 'fastest-levenshtein';
 import { BruitError } from '../engine/errors';
-import { renameDeprecatedAttention } from './names';
+import { currentName, TIED_NAMES } from './names';
 import type { TensorStore } from './safetensors';
 
 export interface MatchOptions {
-  /** The model's name for a tensor of the file, or null to leave that tensor aside. Default: {@link renameDeprecatedAttention}. */
+  /** The model's name for a tensor of the file, or null to leave that tensor aside. Default: {@link currentName}. */
   rename?: (nameInFile: string) => string | null;
 }
 
@@ -18,18 +18,22 @@ const LISTED = 10;
  * @throws BruitError `checkpoint`: one error that lists everything missing, unexpected and mis-shaped.
  */
 export function matchCheckpoint(store: TensorStore, expected: ReadonlyMap<string, readonly number[]>, options: MatchOptions = {}): Map<string, string> {
-  const rename = options.rename ?? renameDeprecatedAttention;
+  const rename = options.rename ?? currentName;
   const found = new Map<string, string>();
   const unexpected: string[] = [];
   const twice: string[] = [];
+  const tied = new Map<string, string>();
   for (const inFile of store.tensors.keys()) {
     const name = rename(inFile);
     if (name === null) continue;
     const other = found.get(name);
-    if (!expected.has(name)) unexpected.push(inFile);
+    const first = TIED_NAMES[name];
+    if (first !== undefined && !expected.has(name) && expected.has(first)) tied.set(first, inFile);
+    else if (!expected.has(name)) unexpected.push(inFile);
     else if (other !== undefined) twice.push(`${name}: both ${other} and ${inFile}`);
     else found.set(name, inFile);
   }
+  for (const [name, inFile] of tied) if (!found.has(name)) found.set(name, inFile);
   const mapping = new Map<string, string>();
   const missing: string[] = [];
   const misshaped: string[] = [];

@@ -3,9 +3,11 @@ import { BruitError } from '../engine/errors';
 import type { Tensor } from '../engine/graph';
 import { attention } from '../engine/ops/attention';
 import { avgPool2d } from '../engine/ops/avg_pool2d';
-import { split } from '../engine/ops/copy';
+import { concat, split, transpose } from '../engine/ops/copy';
+import { matmul } from '../engine/ops/matmul';
 import { add, mul, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
+import { softmax } from '../engine/ops/softmax';
 import { upfirdn2d } from '../engine/ops/upfirdn2d';
 import { upsampleNearest } from '../engine/ops/upsample_nearest';
 import { activation, conv, groupNorm, linear, module, type ModelContext } from './layers';
@@ -29,8 +31,8 @@ export const upsample2x = (x: Tensor): Tensor => upsampleNearest(x, [x.shape[1]!
 
 export interface ResnetOptions {
   readonly out: number;
-  /** Time embedding [N, D] after its activation. */
-  readonly temb: Tensor;
+  /** Time embedding [N, D], after its activation where the block has one. `undefined` where the block takes none (autoencoders). */
+  readonly temb: Tensor | undefined;
   readonly timeScaleShift: 'default' | 'scale_shift';
   readonly groups: number;
   readonly groupsOut?: number;
@@ -55,15 +57,16 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
       shortcut = o.resample(shortcut);
     }
     h = conv(ctx, 'conv1', h, o.out);
-    const scaleShift = o.timeScaleShift === 'scale_shift';
-    const temb = reshape(linear(ctx, 'time_emb_proj', o.temb, scaleShift ? 2 * o.out : o.out), [n!, 1, 1, -1]);
+    const { temb } = o;
     const norm2 = { groups: o.groupsOut ?? o.groups, eps: o.eps };
-    if (scaleShift) {
-      const [factor, offset] = split(temb, 3, [o.out, o.out]) as [Tensor, Tensor];
+    const scaleShift = o.timeScaleShift === 'scale_shift';
+    const time = temb && reshape(linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out), [n!, 1, 1, -1]);
+    if (time && scaleShift) {
+      const [factor, offset] = split(time, 3, [o.out, o.out]) as [Tensor, Tensor];
       h = groupNorm(ctx, 'norm2', h, norm2);
       h = activation(add(mul(h, shift(factor, 1)), offset), o.act);
     } else {
-      h = groupNorm(ctx, 'norm2', add(h, temb), { ...norm2, act: o.act });
+      h = groupNorm(ctx, 'norm2', time ? add(h, time) : h, { ...norm2, act: o.act });
     }
     if (o.dropout > 0 && ctx.dropout) h = ctx.dropout(h, o.dropout);
     // Before conv2, whose store then adds it.
@@ -94,11 +97,27 @@ export function selfAttention(ctx: ModelContext, name: string, x: Tensor, o: Att
     const q = linear(ctx, 'to_q', h, inner);
     const k = linear(ctx, 'to_k', h, inner);
     const v = linear(ctx, 'to_v', h, inner);
-    h = linear(ctx, 'to_out.0', attention(q, k, v, { heads: o.heads }), channels);
+    h = linear(ctx, 'to_out.0', o.headDim > 256 ? wideAttention(q, k, v, o.heads) : attention(q, k, v, { heads: o.heads }), channels);
     // Added as tokens, where the layer's store can do it.
     const y = reshape(add(h, reshape(x, h.shape)), x.shape);
     return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);
   });
+}
+
+/**
+ * Attention by heads that are too wide for the kernel's registers (the autoencoders' one head of 512), from products and a softmax: q [B,T,heads·D],
+ * k and v [B,M,heads·D] → [B,T,heads·D]. Queries are taken in slices, so that no matrix of scores has more than `scores` numbers.
+ */
+export function wideAttention(q: Tensor, k: Tensor, v: Tensor, heads: number, scores = 2 ** 24): Tensor {
+  const [b, t, channels] = q.shape as [number, number, number];
+  const m = k.shape[1]!;
+  const dim = channels / heads;
+  const byHead = (x: Tensor, rows: number): Tensor => reshape(transpose(reshape(x, [b, rows, heads, dim]), [0, 2, 1, 3]), [b * heads, rows, dim]);
+  const [queries, keys, values] = [scale(byHead(q, t), 1 / Math.sqrt(dim)), byHead(k, m), byHead(v, m)];
+  const rows = Math.max(1, Math.floor(scores / (b * heads * m)));
+  const sizes = Array.from({ length: Math.ceil(t / rows) }, (_, i) => Math.min(rows, t - i * rows));
+  const parts = split(queries, 1, sizes).map((part) => matmul(softmax(matmul(part, keys, { transposeB: true })), values));
+  return reshape(transpose(reshape(concat(parts, 1), [b, heads, t, dim]), [0, 2, 1, 3]), q.shape);
 }
 
 /** Downsample2D with convolution: stride 2; `padding` 0 pads right and bottom by one, as TensorFlow's "same" does. */

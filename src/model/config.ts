@@ -102,6 +102,16 @@ export class ConfigReader {
     return pair as unknown as [number, number];
   }
 
+  /** Entries that are known and without effect here. */
+  ignore(...keys: readonly string[]): void {
+    for (const key of keys) this.take(key);
+  }
+
+  /** Entries that are known, and supported only where they are absent or null. */
+  absent(...keys: readonly string[]): void {
+    for (const key of keys) if ((this.take(key) ?? null) !== null) this.fail(`"${key}" is set, which bruit does not support (yet)`);
+  }
+
   /** Lists that must have one entry per resolution. */
   equalLengths(lists: Readonly<Record<string, readonly unknown[]>>): void {
     const lengths = Object.entries(lists).map(([k, v]) => `${k} has ${v.length}`);

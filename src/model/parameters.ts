@@ -10,7 +10,7 @@ import type { Graph, Tensor } from '../engine/graph';
 import { tensorUsage, type BufferView } from '../engine/program';
 import { normals, RngStream, uniforms } from '../engine/rng';
 import { dtypeBytes, numel, type Shape } from '../engine/shape';
-import { matchCheckpoint } from '../io/checkpoint';
+import { matchCheckpoint, type MatchOptions } from '../io/checkpoint';
 import { f32ToF16, f16ToF32 } from '../io/half';
 import type { TensorStore } from '../io/safetensors';
 
@@ -169,8 +169,8 @@ export class WeightStore {
   }
 
   /** Loads every tensor from a checkpoint; missing, unexpected and mis-shaped ones are listed together in one error. */
-  async load(store: TensorStore, onProgress?: (done: number, total: number) => void): Promise<void> {
-    const names = matchCheckpoint(store, new Map(this.specs.map((s) => [s.name, [...s.shape]])));
+  async load(store: TensorStore, onProgress?: (done: number, total: number) => void, options?: MatchOptions): Promise<void> {
+    const names = matchCheckpoint(store, new Map(this.specs.map((s) => [s.name, [...s.shape]])), options);
     let done = 0;
     for (const [name, fileName] of names) {
       this.write(name, await store.readF32(fileName));

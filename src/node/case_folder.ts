@@ -1,7 +1,9 @@
 import { readdir, readFile } from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { BruitError } from '../engine/errors';
+import type { ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
+import { directory } from './directory';
 import { openTensorFile } from './file_source';
 import { fileError } from './files';
 
@@ -11,6 +13,7 @@ export interface DataFolder {
   readonly files: readonly string[];
   json(path: string): Promise<unknown>;
   tensors(path: string): Promise<TensorStore>;
+  readonly model: ModelFolder;
   close(): Promise<void>;
 }
 
@@ -24,6 +27,7 @@ export async function openFolder(path: string): Promise<DataFolder> {
   return {
     name: path,
     files,
+    model: directory(path),
     async json(file) {
       const full = join(path, file);
       const text = await readFile(full, 'utf8').catch((cause: unknown) => {

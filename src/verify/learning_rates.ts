@@ -32,11 +32,6 @@ export function verifyLearningRates(report: CaseReport, json: LearningRatesCase,
   for (const [name, expected] of Object.entries(values)) {
     const own = isJsonObject(json[name]) ? json[name] : {};
     const rates = learningRates({ ...scheduleNamed(name, { num_warmup_steps, num_training_steps, ...own }, file), lr }, expected.length);
-    const difference = rates.reduce((worst, rate, i) => Math.max(worst, Math.abs(rate - expected[i]!)), 0);
-    const largest = Math.max(...expected.map(Math.abs));
-    const allowed = 1e-12 * largest;
-    const shape = [expected.length];
-    report.comparisons.push({ file, name, shape, difference, largest, allowed, ok: difference <= allowed });
-    report.recomputed.push({ file, name, dtype: 'F64', shape, data: rates });
+    report.compareNumbers({ file, name, shape: [expected.length], data: rates, path: ['values', name] }, expected, (largest) => 1e-12 * largest);
   }
 }

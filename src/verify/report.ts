@@ -2,6 +2,7 @@
 import { BruitError } from '../engine/errors';
 import { formatTable } from '../engine/profiler';
 import { numel, showShape, type Shape } from '../engine/shape';
+import type { ModelFolder } from '../io/folder';
 import type { SafetensorsDtype, TensorStore } from '../io/safetensors';
 
 /** The folder of a reference case, wherever it lies. */
@@ -13,6 +14,8 @@ export interface CaseFolder {
   json(path: string): Promise<unknown>;
   /** A safetensors file or a sharded index; the folder closes it. */
   tensors(path: string): Promise<TensorStore>;
+  /** The same folder as components of models are loaded from. */
+  readonly model: ModelFolder;
 }
 
 /** One tensor against its record: `a` is bruit's, `b` the recorded one. */
@@ -37,6 +40,8 @@ export interface Recomputed {
   readonly dtype: SafetensorsDtype;
   readonly shape: Shape;
   readonly data: Float32Array | Float64Array | Int32Array;
+  /** Where it stands in a JSON file. */
+  readonly path?: readonly (string | number)[];
 }
 
 export type Numbers = Float32Array | Float64Array | Int32Array | readonly number[];
@@ -94,6 +99,15 @@ export class CaseReport {
     const [difference, largest] = [maxDifference(data, expected), maxAbs(expected)];
     const limit = allowed(largest);
     this.comparisons.push({ file, name, shape, difference, largest, allowed: limit, ok: difference <= limit });
+  }
+
+  /** The same for numbers of a JSON file, computed on the host. A NaN, or another count, agrees with nothing. */
+  compareNumbers(actual: Omit<Recomputed, 'dtype'> & { readonly data: Float64Array | Int32Array }, expected: readonly number[], allowed: (largest: number) => number): void {
+    const { file, name, shape, data } = actual;
+    const [difference, largest] = [data.length === expected.length ? maxDifference(data, expected) : Infinity, maxAbs(expected)];
+    const limit = allowed(largest);
+    this.comparisons.push({ file, name, shape, difference, largest, allowed: limit, ok: difference <= limit });
+    this.recomputed.push({ ...actual, dtype: data instanceof Int32Array ? 'I32' : 'F64' });
   }
 
   /** The same sample by sample along the first axis, each against its own largest value; the sample that fits worst is reported. */

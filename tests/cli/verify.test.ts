@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { openTensorFile } from '../../src/node/file_source';
 import { goldenJson, goldenPath, loadGolden } from '../helpers/golden';
+import { modelCases } from '../helpers/golden_cases';
 import { bruit, copyOfCase, perturb, temporary } from './bruit';
 
 interface Tensor {
@@ -16,15 +17,15 @@ interface Tensor {
 }
 
 /** What a case's inputs are, which no check recomputes, and what it cannot recompute. */
-const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output)$|\.noise$/;
+const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output|input_ids|attention_mask|pixel_values|image|latent|encoder_hidden_states|hidden_states|proj_embedding)$|\.noise$/;
 const cases: Record<string, { files: string[]; impossible: RegExp }> = {
-  unet2d_class_cond: { files: ['io.safetensors'], impossible: /^$/ },
-  unet2d_old_names: { files: ['io.safetensors'], impossible: /^$/ },
+  ...Object.fromEntries(modelCases.map((name) => [name, { files: ['io.safetensors'], impossible: /^$/ }])),
   unet2d_cifar_tiny: { files: ['io.safetensors', 'train.safetensors'], impossible: /^$/ },
   half_weights: { files: ['io.safetensors'], impossible: /^output_fp32_weights$/ },
   train_unet2d_vpred: { files: ['io.safetensors'], impossible: /weight_snr_plus_one_inside$/ },
   hybrid_loss: { files: ['io.safetensors'], impossible: /^$/ },
   schedulers: { files: ['io.safetensors'], impossible: /^$/ },
+  torch_random: { files: ['io.safetensors'], impossible: /^$/ },
 };
 
 describe('reference cases', () => {
@@ -63,6 +64,24 @@ describe('reference cases', () => {
     expect(Object.keys(values)).toEqual(Object.keys(golden));
     for (const [name, rates] of Object.entries(golden)) rates.forEach((rate, i) => expect(values[name]![i]).toBeCloseTo(rate, 16));
   });
+
+  test('frechet and tokenizers: numbers in JSON, at their places', async () => {
+    const [frechet, tokenizers] = [join(await temporary(), 'frechet'), join(await temporary(), 'tokenizers')];
+    expect(await bruit('verify', goldenPath('frechet'), '--out', frechet)).toMatchObject({ code: 0, stderr: '' });
+    const { cases: written } = JSON.parse(await readFile(join(frechet, 'case.json'), 'utf8')) as { cases: Record<string, { frechet_distance: number; cov_a: number[][] }> };
+    const { cases } = goldenJson<{ cases: typeof written }>('frechet', 'case.json');
+    expect(Object.keys(written)).toEqual(Object.keys(cases));
+    for (const [name, c] of Object.entries(cases)) {
+      expect(written[name]!.frechet_distance / c.frechet_distance).toBeCloseTo(1, 6);
+      expect(written[name]!.cov_a.map((row) => row.length)).toEqual(c.cov_a.map((row) => row.length));
+      expect(written[name]!.cov_a[1]![0]).toBeCloseTo(c.cov_a[1]![0]!, 12);
+    }
+    const verified = await bruit('verify', goldenPath('tokenizers'), '--out', tokenizers);
+    expect(verified).toMatchObject({ code: 0, stderr: '' });
+    const texts = goldenJson<Record<string, { input_ids: number[] }[]>>('tokenizers', 'case.json');
+    const ids = JSON.parse(await readFile(join(tokenizers, 'case.json'), 'utf8')) as typeof texts;
+    for (const name of ['clip', 't5']) expect(ids[name]!.map((t) => t.input_ids)).toEqual(texts[name]!.map((t) => t.input_ids));
+  });
 });
 
 describe('misses', () => {
@@ -96,9 +115,24 @@ describe('misses', () => {
   });
 });
 
+describe('other misses', () => {
+  test('a wrong token, and a distance off by a thousandth', async () => {
+    const path = await copyOfCase('tokenizers');
+    const texts = goldenJson<Record<string, { tokens: string[] }[]>>('tokenizers', 'case.json');
+    texts.t5![1]!.tokens[2] = 'mo';
+    await writeFile(join(path, 'case.json'), JSON.stringify(texts));
+    expect(await bruit('verify', path)).toMatchObject({ code: 1, stdout: expect.stringContaining('MISS: 1 of 90 tensors differ. The first to diverge is t5.1.tokens') });
+    const other = await copyOfCase('frechet');
+    const json = goldenJson<{ cases: { full_rank: { frechet_distance: number } } }>('frechet', 'case.json');
+    json.cases.full_rank.frechet_distance *= 1.001;
+    await writeFile(join(other, 'case.json'), JSON.stringify(json));
+    expect(await bruit('verify', other)).toMatchObject({ code: 1, stdout: expect.stringContaining('The first to diverge is full_rank.frechet_distance') });
+  });
+});
+
 describe('bad cases', () => {
   const changes: [string, string, (path: string) => Promise<void>][] = [
-    ['a model of another class', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), '{"_class_name": "UNet2DConditionModel"}')],
+    ['a model of another class', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), '{"_class_name": "UNet3DModel"}')],
     ['a config with a misspelt entry', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), JSON.stringify({ ...goldenJson<object>('unet2d_class_cond', 'config.json'), norm_groups: 4 }))],
     ['a config that the weights do not fit', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), JSON.stringify({ ...goldenJson<object>('unet2d_class_cond', 'config.json'), num_class_embeds: 11 }))],
     ['no weights', 'unet2d_class_cond', async (path) => rm(join(path, 'diffusion_pytorch_model.safetensors'))],
@@ -120,10 +154,10 @@ describe('bad cases', () => {
     }
     expect(seen).toMatchInlineSnapshot(`
       {
-        "a case of another kind": "2 bruit: CASE is not a reference case that bruit knows: case.json describes neither a hybrid loss nor learning rates",
+        "a case of another kind": "2 bruit: CASE is not a reference case that bruit knows: case.json describes no hybrid losses, learning rates, Fréchet distances, tokenizers or random draws",
         "a config that the weights do not fit": "2 bruit: CASE/diffusion_pytorch_model.safetensors: its 207 tensors do not fit the model's 207 parameters; wrong shape (1): class_embedding.weight is [10,32], the model wants [11,32]",
         "a config with a misspelt entry": "2 bruit: CASE/config.json: unknown entry "norm_groups"",
-        "a model of another class": "2 bruit: CASE: UNet2DConditionModel is not supported (yet); bruit verifies UNet2DModel, schedulers, hybrid losses and learning rates",
+        "a model of another class": "2 bruit: CASE: UNet3DModel is not supported (yet); bruit verifies UNet2DModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModel, CLIPVisionModelWithProjection, T5EncoderModel, AutoencoderKL, AutoencoderTiny, schedulers, hybrid losses, learning rates, Fréchet distances, tokenizers and torch's random draws",
         "an unknown scheduler": "2 bruit: CASE/cases.json: a: _class_name is "KarrasVeScheduler"; allowed: DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, LMSDiscreteScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler",
         "broken JSON": "2 bruit: CASE/cases.json: not valid JSON: Unexpected end of JSON input",
         "no case at all": "2 bruit: CASE is not a reference case that bruit knows: it is empty",

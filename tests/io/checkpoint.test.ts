@@ -25,6 +25,12 @@ describe('a fit', () => {
     const rename = (name: string): string | null => (name === 'position_ids' ? null : name.slice(5));
     expect([...matchCheckpoint(file, model({ s: [], w: [2] }), { rename })]).toEqual([['s', 'unet.s'], ['w', 'unet.w']]);
   });
+
+  test('a tied weight is found by either name, and a constant is no weight', async () => {
+    const expected = model({ 'shared.weight': [3] });
+    const [first, second, both] = await Promise.all([store({ 'shared.weight': [3] }), store({ 'encoder.embed_tokens.weight': [3] }), store({ 'encoder.embed_tokens.weight': [3], 'shared.weight': [3], 'text_model.embeddings.position_ids': [1, 77] })]);
+    expect([first, second, both].map((file) => matchCheckpoint(file, expected).get('shared.weight'))).toEqual(['shared.weight', 'encoder.embed_tokens.weight', 'shared.weight']);
+  });
 });
 
 describe('a misfit', () => {

@@ -1,6 +1,6 @@
 /** Fréchet distance between two sets of features, each taken as a Gaussian (Heusel et al. 2017, "GANs trained by a two time-scale update rule…"), in f64. */
 import { EigenvalueDecomposition, Matrix } from 'ml-matrix';
-import { check } from '../src/engine/errors';
+import { check } from '../engine/errors';
 
 /** Mean [D] and covariance [D,D] (row-major, n − 1 in the denominator) of a feature set. */
 export interface Gaussian {
