@@ -12,7 +12,7 @@ import { scale } from './ops/pointwise';
 import { fuse, readsOf, removeDeadCode, type PlannedNode } from './passes';
 import { planMemory, type MemoryPlan } from './plan';
 import { emitEpilogue } from './pointwise_codegen';
-import { packParams, reflect, specialise, type EntryInfo } from './shader';
+import { highestBinding, packParams, reflect, specialise, type EntryInfo } from './shader';
 import { dtypeBytes, numel, showShape } from './shape';
 import { tuningKey } from './tuning_key';
 
@@ -224,10 +224,10 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       const all: Record<string, Bindable> = { ...spec.bindings };
       if (spec.epilogueWidth && node.epilogue) {
         const operands = [node.outputs[0]!, ...node.epilogue.inputs];
-        const base = reflect(spec.shader.file, specialise(spec.shader, { prologue: spec.prologue, includes: spec.includes }), spec.entry);
+        const base = specialise(spec.shader, { prologue: spec.prologue, includes: spec.includes });
         epilogueText = emitEpilogue(node.epilogue.program, node.outputs[0]!.shape, operands, {
           width: spec.epilogueWidth,
-          firstBinding: 1 + Math.max(...[...base.bindings.values()].map((b) => b.binding)),
+          firstBinding: 1 + highestBinding(base),
           fromValue: true,
         });
         node.epilogue.inputs.forEach((t, k) => (all[`e${k}`] = t));

@@ -94,38 +94,85 @@ export function specialise(source: ShaderSource, variant: ShaderVariant = {}): s
   return text;
 }
 
-const reflections = new Map<string, Map<string, EntryInfo>>();
+/** The highest binding number in a text: what is bound besides comes after it. */
+export const highestBinding = (text: string): number => Math.max(-1, ...[...text.matchAll(/@binding\((\d+)\)/g)].map((m) => Number(m[1])));
 
-/** Reads bindings and the layout of `params` of one entry point. */
+/**
+ * The text without the functions that `entry` does not reach. Libraries are included whole; compilers and the reflection would read all of it,
+ * and entry points of one file would each compile the others.
+ */
+function prune(text: string, entry: string): string {
+  const code = text.replace(/\/\/.*$/gm, '');
+  // Top-level functions with the attributes before them.
+  const functions = new Map<string, { from: number; to: number; body: string }>();
+  let depth = 0;
+  let start = 0;
+  for (let i = 0; i < code.length; i++) {
+    const c = code[i];
+    if (c === '{') depth++;
+    else if (c === '}') depth--;
+    if (depth > 0 || (c !== '}' && c !== ';')) continue;
+    const declaration = code.slice(start, i + 1);
+    const name = c === '}' ? /\bfn\s+(\w+)\s*\(/.exec(declaration.slice(0, declaration.indexOf('{')))?.[1] : undefined;
+    if (name) functions.set(name, { from: start, to: i + 1, body: declaration });
+    start = i + 1;
+  }
+  if (!functions.has(entry)) return text;
+  const reached = new Set<string>();
+  const visit = (name: string): void => {
+    if (reached.has(name) || !functions.has(name)) return;
+    reached.add(name);
+    for (const [word] of functions.get(name)!.body.matchAll(/\b[a-z_]\w*(?=\s*\()/gi)) visit(word);
+  };
+  visit(entry);
+  let result = '';
+  let at = 0;
+  for (const [name, { from, to }] of functions) {
+    if (reached.has(name)) continue;
+    result += code.slice(at, from);
+    at = to;
+  }
+  return (result + code.slice(at)).replace(/\n\s*\n+/g, '\n');
+}
+
+const reflections = new Map<string, EntryInfo>();
+
+/** Reads bindings and the layout of `params` of one entry point, whose text holds nothing that it does not need. */
 export function reflect(file: string, text: string, entry: string): EntryInfo {
-  let entries = reflections.get(text);
-  if (!entries) {
-    entries = new Map();
-    let r: WgslReflect;
-    try {
-      r = new WgslReflect(text);
-    } catch (e) {
-      throw new BruitError('shader', `shaders/${file}: cannot be parsed: ${(e as Error).message}`, { cause: e });
-    }
-    for (const f of r.entry.compute) {
-      const bindings = new Map<string, BindingInfo>();
-      let params: UniformLayout | undefined;
-      for (const v of f.resources) {
-        if (v.group !== 0) throw new BruitError('shader', `shaders/${file}: '${v.name}' is in group ${v.group}; all bindings are in group 0`);
-        // resourceType 0 is a uniform buffer, 1 a storage buffer.
-        bindings.set(v.name, { binding: v.binding, type: (v.resourceType as number) === 0 ? 'uniform' : v.access === 'read' ? 'read-only-storage' : 'storage' });
-        if ((v.resourceType as number) === 0) {
-          if (v.name !== 'params') throw new BruitError('shader', `shaders/${file}: the uniform must be called 'params', not '${v.name}'`);
-          const type = v.type as unknown as { members: { name: string; offset: number; type: { name: string } }[]; size: number };
-          params = {
-            size: Math.ceil(type.size / 16) * 16,
-            fields: new Map(type.members.map((m) => [m.name, { offset: m.offset, type: m.type.name as 'u32' | 'i32' | 'f32' }])),
-          };
-        }
+  const key = `${entry}\n${text}`;
+  let info = reflections.get(key);
+  if (!info) {
+    info = reflectEntry(file, prune(text, entry), entry);
+    reflections.set(key, info);
+  }
+  return info;
+}
+
+function reflectEntry(file: string, text: string, entry: string): EntryInfo {
+  const entries = new Map<string, EntryInfo>();
+  let r: WgslReflect;
+  try {
+    r = new WgslReflect(text);
+  } catch (e) {
+    throw new BruitError('shader', `shaders/${file}: cannot be parsed: ${(e as Error).message}`, { cause: e });
+  }
+  for (const f of r.entry.compute) {
+    const bindings = new Map<string, BindingInfo>();
+    let params: UniformLayout | undefined;
+    for (const v of f.resources) {
+      if (v.group !== 0) throw new BruitError('shader', `shaders/${file}: '${v.name}' is in group ${v.group}; all bindings are in group 0`);
+      // resourceType 0 is a uniform buffer, 1 a storage buffer.
+      bindings.set(v.name, { binding: v.binding, type: (v.resourceType as number) === 0 ? 'uniform' : v.access === 'read' ? 'read-only-storage' : 'storage' });
+      if ((v.resourceType as number) === 0) {
+        if (v.name !== 'params') throw new BruitError('shader', `shaders/${file}: the uniform must be called 'params', not '${v.name}'`);
+        const type = v.type as unknown as { members: { name: string; offset: number; type: { name: string } }[]; size: number };
+        params = {
+          size: Math.ceil(type.size / 16) * 16,
+          fields: new Map(type.members.map((m) => [m.name, { offset: m.offset, type: m.type.name as 'u32' | 'i32' | 'f32' }])),
+        };
       }
-      entries.set(f.name, { file, entry: f.name, text, bindings, params });
     }
-    reflections.set(text, entries);
+    entries.set(f.name, { file, entry: f.name, text, bindings, params });
   }
   const info = entries.get(entry);
   if (!info) throw new BruitError('shader', `shaders/${file}: there is no compute entry point '${entry}' (there are: ${[...entries.keys()].join(', ')})`);
