@@ -8,7 +8,7 @@ import { add, mul, scale, shift, type PointwiseName } from '../engine/ops/pointw
 import { reshape } from '../engine/ops/reshape';
 import { upfirdn2d } from '../engine/ops/upfirdn2d';
 import { upsampleNearest } from '../engine/ops/upsample_nearest';
-import { activation, conv, groupNorm, linear, module, type ModelContext } from './layers';
+import { activation, conv, groupNorm, hoistable, linear, module, type ModelContext } from './layers';
 
 /** The filter of score-SDE's "fir" resampling. */
 const firKernel = [1, 3, 3, 1];
@@ -29,8 +29,8 @@ export const upsample2x = (x: Tensor): Tensor => upsampleNearest(x, [x.shape[1]!
 
 export interface ResnetOptions {
   readonly out: number;
-  /** Time embedding [N, D] after its activation. */
-  readonly temb: Tensor;
+  /** Time embedding [N, D], after its activation where the block has one. `undefined` where the block takes none (autoencoders). */
+  readonly temb: Tensor | undefined;
   readonly timeScaleShift: 'default' | 'scale_shift';
   readonly groups: number;
   readonly groupsOut?: number;
@@ -55,15 +55,16 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
       shortcut = o.resample(shortcut);
     }
     h = conv(ctx, 'conv1', h, o.out);
-    const scaleShift = o.timeScaleShift === 'scale_shift';
-    const temb = reshape(linear(ctx, 'time_emb_proj', o.temb, scaleShift ? 2 * o.out : o.out), [n!, 1, 1, -1]);
+    const { temb } = o;
     const norm2 = { groups: o.groupsOut ?? o.groups, eps: o.eps };
-    if (scaleShift) {
-      const [factor, offset] = split(temb, 3, [o.out, o.out]) as [Tensor, Tensor];
+    const scaleShift = o.timeScaleShift === 'scale_shift';
+    const time = temb && reshape(hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out)), [n!, 1, 1, -1]);
+    if (time && scaleShift) {
+      const [factor, offset] = split(time, 3, [o.out, o.out]) as [Tensor, Tensor];
       h = groupNorm(ctx, 'norm2', h, norm2);
       h = activation(add(mul(h, shift(factor, 1)), offset), o.act);
     } else {
-      h = groupNorm(ctx, 'norm2', add(h, temb), { ...norm2, act: o.act });
+      h = groupNorm(ctx, 'norm2', time ? add(h, time) : h, { ...norm2, act: o.act });
     }
     if (o.dropout > 0 && ctx.dropout) h = ctx.dropout(h, o.dropout);
     h = conv(ctx, 'conv2', h, o.out);
