@@ -1,10 +1,10 @@
-import { readdirSync } from 'node:fs';
+import { existsSync, readdirSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { afterAll, describe, expect, test } from 'vitest';
 import { Engine } from '../src/engine/device';
 import { testDevice } from './helpers/device';
 import { goldenPath } from './helpers/golden';
-import { modelGoldens, schedulerGoldens, trainingGoldens, unet2dCases } from './helpers/golden_cases';
+import { modelGoldens, schedulerGoldens, trainingGoldens, modelCases } from './helpers/golden_cases';
 
 const engine = await Engine.create({ device: await testDevice() });
 // Default limits: what runs there runs everywhere.
@@ -17,7 +17,10 @@ afterAll(() => {
 const read = (path: string) => readFile(goldenPath(path));
 
 describe('models', () => {
-  test('every folder of a UNet2DModel is listed', () => expect(readdirSync(goldenPath()).filter((dir) => dir.startsWith('unet2d_'))).toEqual([...unet2dCases]));
+  test('every folder with a model is listed', () => {
+    const folders = readdirSync(goldenPath()).filter((dir) => !dir.startsWith('train_') && existsSync(goldenPath(dir, 'config.json')));
+    expect(folders).toEqual([...modelCases]);
+  });
   for (const check of modelGoldens(read)) test(check.name, () => check.run(engine));
 });
 

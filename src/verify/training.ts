@@ -13,7 +13,6 @@ import { matchCheckpoint } from '../io/checkpoint';
 import { isJsonObject } from '../io/json';
 import type { TensorStore } from '../io/safetensors';
 import type { NamedTensor } from '../model/parameters';
-import { unet2d, type UNet2DConfig } from '../model/unet2d';
 import { DiffusionProcess } from '../sampler/diffusion_process';
 import type { PredictionType } from '../sampler/prediction';
 import { noiseTables, parseSchedulerConfig } from '../sampler/scheduler_config';
@@ -21,8 +20,8 @@ import { diffusionLoss, lossTarget, StepCoefficients, type LossConfig } from '..
 import { learningRates } from '../train/lr_schedule';
 import { TrainingStep, type OptimizerConfig } from '../train/step';
 import { scheduleNamed } from './learning_rates';
+import type { OpenModel } from './model';
 import { tolerances, type CaseFolder, type CaseReport } from './report';
-import { weightFiles } from './unet2d';
 
 interface TrainingCase {
   readonly loss: string;
@@ -64,7 +63,10 @@ function optimizerConfig({ optimizer, clip }: TrainingCase, file: string): Optim
   };
 }
 
-export async function verifyTraining(report: CaseReport, engine: Engine, folder: CaseFolder, config: UNet2DConfig, json: TrainingCase, { jsonFile, file }: { jsonFile: string; file: string }): Promise<void> {
+/** What is trained, from which weights. */
+type TrainedModel = NonNullable<OpenModel['training']> & { readonly weights: () => Promise<TensorStore> };
+
+export async function verifyTraining(report: CaseReport, engine: Engine, folder: CaseFolder, { buildModel, labelled, weights }: TrainedModel, json: TrainingCase, { jsonFile, file }: { jsonFile: string; file: string }): Promise<void> {
   const at = `${folder.name}/${jsonFile}`;
   const store = await folder.tensors(file);
   const { steps } = json;
@@ -72,7 +74,6 @@ export async function verifyTraining(report: CaseReport, engine: Engine, folder:
   for (let n = 0; n < steps; n++) {
     for (const name of ['x0', 'noise', 't']) if (!store.tensors.has(`${n}.${name}`)) throw new BruitError('input', `${folder.name}/${file} has no tensor "${n}.${name}", which training step ${n} needs`);
   }
-  const labelled = config.num_class_embeds !== null;
   const labelName = ['class_labels', 'labels', 'y'].find((name) => store.tensors.has(`0.${name}`));
   if (labelled && !labelName) throw new BruitError('input', `${folder.name}/${file} has no tensor "0.class_labels", which this model's config asks for`);
 
@@ -86,7 +87,7 @@ export async function verifyTraining(report: CaseReport, engine: Engine, folder:
   const batch = store.tensors.get('0.x0')!.shape as [number, number, number, number];
   const step = await TrainingStep.create(engine, {
     batch,
-    buildModel: (ctx, sample, timestep, classLabels) => unet2d(ctx, config, classLabels ? { sample, timestep, classLabels } : { sample, timestep }),
+    buildModel,
     process,
     loss,
     optimizer: optimizerConfig(json, at),
@@ -97,7 +98,7 @@ export async function verifyTraining(report: CaseReport, engine: Engine, folder:
     recordedDraws: true,
   });
   try {
-    await loadWeights(step, await folder.tensors(weightFiles(folder).values().next().value!));
+    await loadWeights(step, await weights());
     step.ema.copyFrom(step.weights);
     const terms = await LossTerms.create(engine, batch, process, loss, step.values.prediction.shape);
     try {

@@ -1,14 +1,13 @@
 /** Picks what to recompute from a case's own JSON. */
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
-import { isJsonObject } from '../io/json';
-import { parseUNet2DConfig } from '../model/unet2d';
 import { isHybridLossCase, verifyHybridLoss } from './hybrid_loss';
 import { isLearningRatesCase, verifyLearningRates } from './learning_rates';
+import { hasForwardRecord, IO, verifyForward, weightFiles } from './model';
+import { modelClassOf } from './models';
 import { CaseReport, type CaseFolder } from './report';
 import { isSchedulersCase, verifySchedulers } from './schedulers';
 import { isTrainingCase, verifyTraining } from './training';
-import { verifyUNet2D } from './unet2d';
 
 /**
  * Recomputes a reference case on the engine's adapter and compares it with its records.
@@ -36,16 +35,15 @@ export async function verifyCase(engine: Engine, folder: CaseFolder): Promise<Ca
 }
 
 async function verifyModel(report: CaseReport, engine: Engine, folder: CaseFolder, json: (file: string) => Promise<unknown>): Promise<void> {
-  const raw = await json('config.json');
-  const name = isJsonObject(raw) ? (raw._class_name ?? (raw.architectures as string[] | undefined)?.[0]) : undefined;
-  if (name !== 'UNet2DModel') throw new BruitError('input', `${folder.name}: ${typeof name === 'string' ? `${name} is not supported (yet)` : 'config.json names no class (_class_name)'}; bruit verifies UNet2DModel, schedulers, hybrid losses and learning rates`);
-  const config = parseUNet2DConfig(raw, `${folder.name}/config.json`);
-  const has = (file: string) => folder.files.includes(file);
+  const config = await json('config.json');
+  const model = modelClassOf(config, folder.name);
+  const opened = model.open(config, `${folder.name}/config.json`);
   const [own, train] = [await json('case.json'), await json('train.json')];
-  if (has('io.safetensors') && (await folder.tensors('io.safetensors')).tensors.has('sample')) await verifyUNet2D(report, engine, folder, config);
-  if (isTrainingCase(train)) await verifyTraining(report, engine, folder, config, train, { jsonFile: 'train.json', file: 'train.safetensors' });
-  if (isTrainingCase(own)) await verifyTraining(report, engine, folder, config, own, { jsonFile: 'case.json', file: 'io.safetensors' });
-  if (report.kinds.length === 0) throw unknownKind(folder, 'a UNet2DModel, but with neither io.safetensors of a forward pass ("sample", "timestep") nor a training record');
+  if (folder.files.includes(IO) && hasForwardRecord(model, await folder.tensors(IO))) await verifyForward(report, engine, folder, model, opened);
+  const weights = () => folder.tensors(weightFiles(folder, model).values().next().value!);
+  if (opened.training && isTrainingCase(train)) await verifyTraining(report, engine, folder, { ...opened.training, weights }, train, { jsonFile: 'train.json', file: 'train.safetensors' });
+  if (opened.training && isTrainingCase(own)) await verifyTraining(report, engine, folder, { ...opened.training, weights }, own, { jsonFile: 'case.json', file: IO });
+  if (report.kinds.length === 0) throw unknownKind(folder, `a ${model.names[0]}, but with neither ${IO} of a forward pass (${model.inputs.map((name) => `"${name}"`).join(' or ')}) nor a training record`);
 }
 
 const unknownKind = (folder: CaseFolder, why: string): BruitError => new BruitError('input', `${folder.name} is not a reference case that bruit knows: ${why}`);

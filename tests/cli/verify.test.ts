@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { openTensorFile } from '../../src/node/file_source';
 import { goldenJson, goldenPath, loadGolden } from '../helpers/golden';
+import { modelCases } from '../helpers/golden_cases';
 import { bruit, copyOfCase, perturb, temporary } from './bruit';
 
 interface Tensor {
@@ -16,10 +17,9 @@ interface Tensor {
 }
 
 /** What a case's inputs are, which no check recomputes, and what it cannot recompute. */
-const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output)$|\.noise$/;
+const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output|input_ids|attention_mask|pixel_values|image|latent|encoder_hidden_states|hidden_states|proj_embedding)$|\.noise$/;
 const cases: Record<string, { files: string[]; impossible: RegExp }> = {
-  unet2d_class_cond: { files: ['io.safetensors'], impossible: /^$/ },
-  unet2d_old_names: { files: ['io.safetensors'], impossible: /^$/ },
+  ...Object.fromEntries(modelCases.map((name) => [name, { files: ['io.safetensors'], impossible: /^$/ }])),
   unet2d_cifar_tiny: { files: ['io.safetensors', 'train.safetensors'], impossible: /^$/ },
   half_weights: { files: ['io.safetensors'], impossible: /^output_fp32_weights$/ },
   train_unet2d_vpred: { files: ['io.safetensors'], impossible: /weight_snr_plus_one_inside$/ },
@@ -98,7 +98,7 @@ describe('misses', () => {
 
 describe('bad cases', () => {
   const changes: [string, string, (path: string) => Promise<void>][] = [
-    ['a model of another class', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), '{"_class_name": "UNet2DConditionModel"}')],
+    ['a model of another class', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), '{"_class_name": "UNet3DModel"}')],
     ['a config with a misspelt entry', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), JSON.stringify({ ...goldenJson<object>('unet2d_class_cond', 'config.json'), norm_groups: 4 }))],
     ['a config that the weights do not fit', 'unet2d_class_cond', async (path) => writeFile(join(path, 'config.json'), JSON.stringify({ ...goldenJson<object>('unet2d_class_cond', 'config.json'), num_class_embeds: 11 }))],
     ['no weights', 'unet2d_class_cond', async (path) => rm(join(path, 'diffusion_pytorch_model.safetensors'))],
@@ -123,7 +123,7 @@ describe('bad cases', () => {
         "a case of another kind": "2 bruit: CASE is not a reference case that bruit knows: case.json describes neither a hybrid loss nor learning rates",
         "a config that the weights do not fit": "2 bruit: CASE/diffusion_pytorch_model.safetensors: its 207 tensors do not fit the model's 207 parameters; wrong shape (1): class_embedding.weight is [10,32], the model wants [11,32]",
         "a config with a misspelt entry": "2 bruit: CASE/config.json: unknown entry "norm_groups"",
-        "a model of another class": "2 bruit: CASE: UNet2DConditionModel is not supported (yet); bruit verifies UNet2DModel, schedulers, hybrid losses and learning rates",
+        "a model of another class": "2 bruit: CASE: UNet3DModel is not supported (yet); bruit verifies UNet2DModel, schedulers, hybrid losses and learning rates",
         "an unknown scheduler": "2 bruit: CASE/cases.json: a: _class_name is "KarrasVeScheduler"; allowed: DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, LMSDiscreteScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler",
         "broken JSON": "2 bruit: CASE/cases.json: not valid JSON: Unexpected end of JSON input",
         "no case at all": "2 bruit: CASE is not a reference case that bruit knows: it is empty",

@@ -1,17 +1,16 @@
 /** Golden cases of the model, the samplers and training, wherever there is a device (Node, Chrome, deno). */
 import type { Engine } from '../../src/engine/device';
-import { Graph, type Tensor } from '../../src/engine/graph';
-import { transpose } from '../../src/engine/ops/copy';
-import { compile } from '../../src/engine/program';
 import { openSafetensors, type TensorStore } from '../../src/io/safetensors';
 import { bytesSource } from '../../src/io/source';
-import { Parameters, WeightStore, type NamedTensor } from '../../src/model/parameters';
-import { parseUNet2DConfig, unet2d, unet2dInputs } from '../../src/model/unet2d';
+import type { NamedTensor } from '../../src/model/parameters';
+import { parseUNet2DConfig, unet2d } from '../../src/model/unet2d';
 import { DiffusionProcess } from '../../src/sampler/diffusion_process';
 import { recomputeSchedulerCase, type SchedulerCase } from '../../src/sampler/scheduler_case';
 import { noiseTables, parseSchedulerConfig } from '../../src/sampler/scheduler_config';
 import { learningRates } from '../../src/train/lr_schedule';
 import { TrainingStep, type TrainingStepConfig } from '../../src/train/step';
+import { recomputeForward } from '../../src/verify/model';
+import { modelClassOf } from '../../src/verify/models';
 import { assertClose } from './op_suite';
 
 /** Bytes of a file under tests/goldens, e.g. `unet2d_class_cond/io.safetensors`: from the disk, or fetched. */
@@ -22,63 +21,35 @@ export interface GoldenCheck {
   run(engine: Engine): Promise<void>;
 }
 
-/** Folders with a UNet2DModel's recorded forward pass in float32. */
-export const unet2dCases = ['unet2d_cifar_tiny', 'unet2d_class_cond', 'unet2d_old_names'] as const;
+/** Folders with a recorded forward pass: config.json, weights, io.safetensors. A new one needs its name here, and its class in src/verify/models. */
+export const modelCases = ['half_weights', 'unet2d_cifar_tiny', 'unet2d_class_cond', 'unet2d_old_names'] as const;
+
+/** Cases whose weights are stored in several files. */
+const variantsOf: Readonly<Record<string, readonly string[]>> = { half_weights: ['fp16', 'bf16'] };
 
 const tensors = async (read: ReadGolden, path: string): Promise<TensorStore> => openSafetensors(bytesSource(await read(path), path));
 const json = async <T>(read: ReadGolden, path: string): Promise<T> => JSON.parse(new TextDecoder().decode(await read(path))) as T;
 
 /** Forward passes, with every recorded activation in order of execution, so that the first failure names the layer that went wrong. */
 export function modelGoldens(read: ReadGolden): GoldenCheck[] {
-  return [
-    ...unet2dCases.map((dir) => ({
-      name: `${dir} · forward and recorded activations`,
-      run: (engine: Engine) => checkModel(engine, read, { dir, weights: 'diffusion_pytorch_model.safetensors', output: 'output' }),
+  return modelCases.flatMap((dir) =>
+    (variantsOf[dir] ?? ['']).map((variant) => ({
+      name: `${dir} · ${variant ? `weights stored as ${variant}` : 'forward and recorded activations'}`,
+      run: (engine: Engine) => checkModel(engine, read, dir, variant),
     })),
-    ...['fp16', 'bf16'].map((kind) => ({
-      name: `half_weights · weights stored as ${kind}`,
-      run: (engine: Engine) => checkModel(engine, read, { dir: 'half_weights', weights: `diffusion_pytorch_model.${kind}.safetensors`, output: `output_${kind}` }),
-    })),
-  ];
+  );
 }
 
-async function checkModel(engine: Engine, read: ReadGolden, { dir, weights, output: recorded }: { dir: string; weights: string; output: string }): Promise<void> {
-  const config = parseUNet2DConfig(await json(read, `${dir}/config.json`), `${dir}/config.json`);
+async function checkModel(engine: Engine, read: ReadGolden, dir: string, variant: string): Promise<void> {
+  const config = await json(read, `${dir}/config.json`);
+  const model = modelClassOf(config, dir);
   const io = await tensors(read, `${dir}/io.safetensors`);
-  const wanted = new Set([...io.tensors.keys()].filter((k) => k.startsWith('act.')).map((k) => k.slice(4)));
-  const graph = new Graph();
-  const parameters = new Parameters(graph);
-  const taps = new Map<string, Tensor>();
-  const ctx = {
-    graph,
-    parameters,
-    wantsTap: (path: string) => wanted.has(path),
-    tap: (path: string, value: Tensor) => {
-      if (wanted.has(path)) taps.set(path, value.shape.length === 4 ? transpose(value, [0, 3, 1, 2]) : value);
-    },
-  };
-  const [n, , height, width] = io.tensors.get('sample')!.shape as [number, number, number, number];
-  const inputs = unet2dInputs(ctx, config, [n, height, width]);
-  const output = unet2d(ctx, config, inputs);
-  const missing = [...wanted].filter((path) => !taps.has(path));
-  if (missing.length) throw new Error(`${dir}: the model has no module ${missing.join(', ')}`);
-  const store = new WeightStore(engine, parameters.specs.values());
-  try {
-    await store.load(await tensors(read, `${dir}/${weights}`));
-    const program = await compile(engine, graph, { outputs: [output, ...taps.values()], bindings: store.bindings(parameters), poison: true });
-    try {
-      program.write(inputs.sample, await io.readF32('sample'));
-      program.write(inputs.timestep, await io.readF32('timestep'));
-      if (inputs.classLabels) program.write(inputs.classLabels, await io.readI32('class_labels'));
-      program.run();
-      for (const [path, t] of taps) assertClose(`${dir} ${path}`, await program.read(t), await io.readF32(`act.${path}`), 2e-5);
-      assertClose(`${dir} ${recorded}`, await program.read(output), await io.readF32(recorded), 2e-5);
-    } finally {
-      program.destroy();
-    }
-  } finally {
-    store.destroy();
-  }
+  const weights = await tensors(read, `${dir}/${model.weights}${variant && `.${variant}`}.safetensors`);
+  const { inputs, computed } = await recomputeForward(engine, model.open(config, `${dir}/config.json`), { io, weights, variant, suffix: variant && `_${variant}`, poison: true });
+  const known = new Set([...inputs, ...computed.map((t) => t.name)]);
+  const missing = [...io.tensors.keys()].filter((name) => !known.has(name) && (variant === '' || name.includes(variant)));
+  if (missing.length) throw new Error(`${dir}: nothing computes ${missing.join(', ')}`);
+  for (const { name, data, exact } of computed) assertClose(`${dir} ${name}`, data, await io.readF32(name), exact ? 0 : 2e-5);
 }
 
 /** Trajectories of diffusers' schedulers over a toy denoiser, with recorded noise. */

@@ -1,0 +1,16 @@
+/** The table of model classes that cases may be of. */
+import { BruitError } from '../../engine/errors';
+import { isJsonObject } from '../../io/json';
+import type { ModelClass } from '../model';
+import { unet2dModel } from './unet2d';
+
+export const modelClasses: readonly ModelClass[] = [unet2dModel];
+
+/** The class that a config.json names. @throws BruitError `input` if there is none, or none that is known. */
+export function modelClassOf(config: unknown, folder: string): ModelClass {
+  const name = isJsonObject(config) ? (config._class_name ?? (config.architectures as string[] | undefined)?.[0]) : undefined;
+  const found = modelClasses.find(({ names }) => names.includes(name as string));
+  if (found) return found;
+  const known = modelClasses.flatMap(({ names }) => names).join(', ');
+  throw new BruitError('input', `${folder}: ${typeof name === 'string' ? `${name} is not supported (yet)` : 'config.json names no class (_class_name, or architectures)'}; bruit verifies ${known}, schedulers, hybrid losses and learning rates`);
+}
