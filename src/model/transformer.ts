@@ -128,18 +128,19 @@ export interface FeatureTransformerOptions extends TransformerBlockOptions {
 }
 
 /** Transformer2DModel on a feature map: group norm (eps 1e-6 whatever the U-Net's is), projection, blocks over the pixels, projection, residual. x [N,H,W,C]. */
-export function featureTransformer(ctx: ModelContext, name: string, x: Tensor, o: FeatureTransformerOptions): Tensor {
-  return module(ctx, name, () => {
-    const [n, height, width, channels] = x.shape as [number, number, number, number];
-    const inner = o.heads * o.headDim;
-    const tokens = (h: Tensor): Tensor => reshape(h, [n, height * width, -1]);
-    const pixels = (h: Tensor): Tensor => reshape(h, [n, height, width, -1]);
-    const normed = groupNorm(ctx, 'norm', x, { groups: o.groups, eps: 1e-6 });
-    let h = o.linearProjection ? linear(ctx, 'proj_in', tokens(normed), inner) : tokens(conv(ctx, 'proj_in', normed, inner, { kernel: 1 }));
-    for (let i = 0; i < o.layers; i++) h = transformerBlock(ctx, `transformer_blocks.${i}`, h, o);
-    h = o.linearProjection ? pixels(linear(ctx, 'proj_out', h, channels)) : conv(ctx, 'proj_out', pixels(h), channels, { kernel: 1 });
-    return add(h, x);
-  });
+export const featureTransformer = (ctx: ModelContext, name: string, x: Tensor, o: FeatureTransformerOptions): Tensor => module(ctx, name, () => featureTransformerLayers(ctx, x, o));
+
+/** The layers of {@link featureTransformer}, at the current path. */
+export function featureTransformerLayers(ctx: ModelContext, x: Tensor, o: FeatureTransformerOptions): Tensor {
+  const [n, height, width, channels] = x.shape as [number, number, number, number];
+  const inner = o.heads * o.headDim;
+  const tokens = (h: Tensor): Tensor => reshape(h, [n, height * width, -1]);
+  const pixels = (h: Tensor): Tensor => reshape(h, [n, height, width, -1]);
+  const normed = groupNorm(ctx, 'norm', x, { groups: o.groups, eps: 1e-6 });
+  let h = o.linearProjection ? linear(ctx, 'proj_in', tokens(normed), inner) : tokens(conv(ctx, 'proj_in', normed, inner, { kernel: 1 }));
+  for (let i = 0; i < o.layers; i++) h = transformerBlock(ctx, `transformer_blocks.${i}`, h, o);
+  h = o.linearProjection ? pixels(linear(ctx, 'proj_out', h, channels)) : conv(ctx, 'proj_out', pixels(h), channels, { kernel: 1 });
+  return add(h, x);
 }
 
 /** Tokens of the two conditions of {@link dualTransformer} (diffusers fixes them: CLIP text and CLIP vision). */

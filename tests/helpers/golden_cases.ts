@@ -22,7 +22,7 @@ export interface GoldenCheck {
 }
 
 /** Folders with a recorded forward pass: config.json, weights, io.safetensors. A new one needs its name here, and its class in src/verify/models. */
-export const modelCases = ['half_weights', 'unet2d_cifar_tiny', 'unet2d_class_cond', 'unet2d_condition_if_tiny', 'unet2d_condition_sd1_tiny', 'unet2d_condition_sd2_tiny', 'unet2d_old_names'] as const;
+export const modelCases = ['dit_tiny', 'half_weights', 'prior_transformer_tiny', 'unet2d_cifar_tiny', 'unet2d_class_cond', 'unet2d_condition_if_tiny', 'unet2d_condition_sd1_tiny', 'unet2d_condition_sd2_tiny', 'unet2d_old_names'] as const;
 
 /** Cases whose weights are stored in several files. */
 const variantsOf: Readonly<Record<string, readonly string[]>> = { half_weights: ['fp16', 'bf16'] };
