@@ -261,14 +261,13 @@ function skipUpBlock(ctx: ModelContext, type: SkipUp, { h, skip }: Flow, o: Skip
   return { h, skip };
 }
 
-/** Fresh input leaves `sample`, `timestep` and, where the config has classes, `class_labels` for images of [n, height, width]. */
-export function unet2dInputs(ctx: ModelContext, config: UNet2DConfig, [n, height, width]: readonly [number, number, number]): UNet2DInputs {
+/** Fresh input leaves `sample`, `timestep` and, where the config has classes, `class_labels` for images of [n, height, width], but for what is `given`. */
+export function unet2dInputs(ctx: ModelContext, config: UNet2DConfig, [n, height, width]: readonly [number, number, number], given: Partial<UNet2DInputs> = {}): UNet2DInputs {
   const { graph } = ctx;
-  const sample = graph.input('sample', [n, config.in_channels, height, width]);
-  const timestep = graph.input('timestep', [n], config.time_embedding_type === 'learned' ? 'i32' : 'f32');
+  const sample = given.sample ?? graph.input('sample', [n, config.in_channels, height, width]);
+  const timestep = given.timestep ?? graph.input('timestep', [n], config.time_embedding_type === 'learned' ? 'i32' : 'f32');
   const width4 = config.block_out_channels[0]! * 4;
   if (config.class_embed_type === 'identity') return { sample, timestep, classLabels: graph.input('class_labels', [n, width4]) };
   if (config.class_embed_type === 'timestep') return { sample, timestep, classLabels: graph.input('class_labels', [n]) };
   return config.num_class_embeds === null ? { sample, timestep } : { sample, timestep, classLabels: graph.input('class_labels', [n], 'i32') };
 }
-

@@ -379,16 +379,16 @@ export interface ConditionSizes {
   readonly timeIds?: number;
 }
 
-/** Fresh input leaves, called as in diffusers, for all that the config asks for. */
-export function conditionInputs(ctx: ModelContext, config: ConditionedConfig, sizes: ConditionSizes): ConditionInputs {
+/** Fresh input leaves, called as in diffusers, for all that the config asks for but what is `given`. */
+export function conditionInputs(ctx: ModelContext, config: ConditionedConfig, sizes: ConditionSizes, given: Partial<Pick<ConditionInputs, 'sample' | 'timestep'>> = {}): ConditionInputs {
   const { graph } = ctx;
   const [n, height, width] = sizes.sample;
   const { addition_embed_type: addition, encoder_hid_dim: hidden, encoder_hid_dim_type: projection } = config;
   const leaf = (wanted: unknown, name: string, shape: () => Shape, dtype: 'f32' | 'i32' = 'f32'): Tensor | undefined => (wanted ? graph.input(name, shape(), dtype) : undefined);
   const imageDim = projection === 'image_proj' || addition === 'image' || addition === 'image_hint' ? hidden! : config.cross_attention_dims[0]!;
   return {
-    sample: graph.input('sample', [n, sampleChannels(config), height, width]),
-    timestep: graph.input('timestep', [n]),
+    sample: given.sample ?? graph.input('sample', [n, sampleChannels(config), height, width]),
+    timestep: given.timestep ?? graph.input('timestep', [n]),
     encoderHiddenStates: leaf(projection !== 'image_proj', 'encoder_hidden_states', () => [n, sizes.tokens, projection ? hidden! : config.cross_attention_dims[0]!]),
     classLabels: leaf(config.class_embed_type !== null || config.num_class_embeds !== null, 'class_labels', () => classLabelShape(config, n), config.class_embed_type === null ? 'i32' : 'f32'),
     timestepCond: leaf(sizes.timestepCond && config.time_cond_proj_dim, 'timestep_cond', () => [n, config.time_cond_proj_dim!]),

@@ -4,19 +4,20 @@ import { transpose } from '../../engine/ops/copy';
 import type { ModelClass, RecordedInputs } from '../model';
 
 /** Leaves for what a record of a conditioned model holds, under diffusers' argument names. */
-export function recordedConditions(ctx: ModelContext, config: ConditionedConfig, io: RecordedInputs): ConditionInputs {
-  const [n, , height, width] = io.shape('sample', 4) as [number, number, number, number];
+export function recordedConditions(ctx: ModelContext, config: ConditionedConfig, io: RecordedInputs, given: Partial<Pick<ConditionInputs, 'sample' | 'timestep'>> = {}): ConditionInputs {
+  const [n, , height, width] = (given.sample?.shape ?? io.shape('sample', 4)) as [number, number, number, number];
   const columns = (name: string): number | undefined => (io.has(name) ? io.shape(name, 2)[1] : undefined);
   const [attentionMask, textEmbeds, timeIds] = [columns('attention_mask'), columns('text_embeds'), columns('time_ids')];
-  return conditionInputs(ctx, config, {
-    sample: [n, height, width],
+  const sizes = {
+    sample: [n, height, width] as const,
     tokens: config.encoder_hid_dim_type === 'image_proj' ? 0 : io.shape('encoder_hidden_states', 3)[1]!,
     encoderAttentionMask: io.has('encoder_attention_mask'),
     timestepCond: io.has('timestep_cond'),
     ...(attentionMask && { attentionMask }),
     ...(textEmbeds && { textEmbeds }),
     ...(timeIds && { timeIds }),
-  });
+  };
+  return conditionInputs(ctx, config, sizes, given);
 }
 
 /** Residuals of a ControlNet that are recorded as images [N,C,H,W]. */
@@ -34,6 +35,9 @@ export const unet2dConditionModel: ModelClass = {
   inputs: ['sample'],
   open(json, file) {
     const config = parseUNet2DConditionConfig(json, file);
-    return { forward: (ctx, io) => ({ output: unet2dCondition(ctx, config, { ...recordedConditions(ctx, config, io), control: recordedResiduals(ctx, io) }) }) };
+    return {
+      forward: (ctx, io) => ({ output: unet2dCondition(ctx, config, { ...recordedConditions(ctx, config, io), control: recordedResiduals(ctx, io) }) }),
+      denoise: (ctx, io, sample, timestep) => unet2dCondition(ctx, config, recordedConditions(ctx, config, io, { sample, timestep })),
+    };
   },
 };
