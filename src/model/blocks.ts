@@ -10,7 +10,7 @@ import { reshape } from '../engine/ops/reshape';
 import { softmax } from '../engine/ops/softmax';
 import { upfirdn2d } from '../engine/ops/upfirdn2d';
 import { upsampleNearest } from '../engine/ops/upsample_nearest';
-import { activation, conv, groupNorm, linear, module, type ModelContext } from './layers';
+import { activation, conv, groupNorm, hoistable, linear, module, type ModelContext } from './layers';
 
 /** The filter of score-SDE's "fir" resampling. */
 const firKernel = [1, 3, 3, 1];
@@ -60,7 +60,7 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
     const { temb } = o;
     const norm2 = { groups: o.groupsOut ?? o.groups, eps: o.eps };
     const scaleShift = o.timeScaleShift === 'scale_shift';
-    const time = temb && reshape(linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out), [n!, 1, 1, -1]);
+    const time = temb && reshape(hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out)), [n!, 1, 1, -1]);
     if (time && scaleShift) {
       const [factor, offset] = split(time, 3, [o.out, o.out]) as [Tensor, Tensor];
       h = groupNorm(ctx, 'norm2', h, norm2);

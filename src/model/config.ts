@@ -57,6 +57,46 @@ export class ConfigReader {
     return v as number[];
   }
 
+  /** One positive integer for all resolutions, or one for each. */
+  integerPerLevel(key: string, fallback: number | readonly number[], levels: number): number[] {
+    const v = this.take(key) ?? fallback;
+    const list = Array.isArray(v) ? v : new Array<unknown>(levels).fill(v);
+    if (list.length !== levels || !list.every((n) => Number.isInteger(n) && n > 0)) this.wrong(key, v, `a positive integer, or a list of ${levels} (one for each of block_out_channels)`);
+    return list as number[];
+  }
+
+  /** true or false for all resolutions, or one for each. */
+  booleanPerLevel(key: string, fallback: boolean, levels: number): boolean[] {
+    const v = this.take(key) ?? fallback;
+    const list = Array.isArray(v) ? v : new Array<unknown>(levels).fill(v);
+    if (list.length !== levels || !list.every((b) => typeof b === 'boolean')) this.wrong(key, v, `true, false, or a list of ${levels} (one for each of block_out_channels)`);
+    return list as boolean[];
+  }
+
+  /** Whether the key holds a list. */
+  isList(key: string): boolean {
+    return Array.isArray(this.json[key]);
+  }
+
+  nullableBoolean(key: string, fallback: boolean | null): boolean | null {
+    const v = this.take(key);
+    if (v === undefined) return fallback;
+    if (v !== null && typeof v !== 'boolean') this.wrong(key, v, 'true, false or null');
+    return v;
+  }
+
+  nullableString(key: string): string | null {
+    const v = this.take(key) ?? null;
+    if (v !== null && typeof v !== 'string') this.wrong(key, v, 'a string or null');
+    return v;
+  }
+
+  /** An entry that only one value is supported for; says what another would mean. */
+  fixed(key: string, value: unknown, meaning: string): void {
+    const v = this.take(key) ?? value;
+    if (v !== value) this.fail(`"${key}" is ${JSON.stringify(v)}: ${meaning}`);
+  }
+
   boolean(key: string, fallback: boolean): boolean {
     const v = this.take(key) ?? fallback;
     if (typeof v !== 'boolean') this.wrong(key, v, 'true or false');

@@ -11,7 +11,8 @@ import { layerNorm as layerNormOp } from '../engine/ops/layer_norm';
 import { matmul } from '../engine/ops/matmul';
 import { add, cast, pointwise, scale, shift, silu, type PointwiseName } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
-import type { Shape } from '../engine/shape';
+import { showShape, type Shape } from '../engine/shape';
+import type { LiveLora } from './lora';
 import type { Init, Parameters } from './parameters';
 
 /** What building a model needs besides its config. */
@@ -30,6 +31,28 @@ export interface ModelContext {
   readonly groupNorm?: (x: Tensor, gamma: Tensor, beta: Tensor, options: { readonly groups: number; readonly eps: number }) => Tensor;
   /** Recompute blocks in the backward pass instead of keeping their values. */
   readonly gradientCheckpointing?: boolean;
+  /** Low-rank terms that are added to the layers which they name. */
+  readonly loras?: readonly LiveLora[];
+  /**
+   * Asked for each value that does not depend on the image (see {@link hoistable}): may call `build`, or answer with a tensor that was
+   * computed once outside the sampling loop.
+   */
+  readonly hoist?: (value: Hoistable, build: () => Tensor) => Tensor;
+}
+
+/** A value that the sampling loop need not compute anew for every image. */
+export interface Hoistable {
+  /** Path of the layer that computes it. */
+  readonly path: string;
+  /** `text`: depends on the conditioning alone (keys and values of cross-attention). `time`: on the time step, too (time projections). */
+  readonly of: 'text' | 'time';
+}
+
+/** Fails unless an input has the wanted shape; letters stand for any size. `why` says where the numbers come from. */
+export function checkInput(model: string, name: string, t: Tensor, wanted: readonly (number | string)[], why = ''): void {
+  if (t.shape.length !== wanted.length || wanted.some((d, i) => typeof d === 'number' && d !== t.shape[i])) {
+    throw new BruitError('shape', `${model}: ${name} ${showShape(t.shape)} must be [${wanted.join(', ')}]${why && ` (${why})`}`);
+  }
 }
 
 /** Runs `build` under the path component `name` and reports its result there. */
@@ -40,6 +63,17 @@ export function module<T extends Tensor>(ctx: ModelContext, name: string, build:
     return y;
   });
 }
+
+/**
+ * The output of layer `name`, which depends on the text or on the time step alone. Samplers hoist it: one graph computes all such values and
+ * keeps them as outputs, another takes them as inputs. Everything before them is dead code there, and its weights are not asked for.
+ */
+export function hoistable(ctx: ModelContext, name: string, of: Hoistable['of'], build: () => Tensor): Tensor {
+  return ctx.hoist ? ctx.hoist({ path: weight(ctx, name), of }, build) : build();
+}
+
+/** A block whose inner values may be recomputed in the backward pass. */
+export const recomputable = <T>(ctx: ModelContext, build: () => T): T => (ctx.gradientCheckpointing ? ctx.graph.checkpoint(build) : build());
 
 const weight = (ctx: ModelContext, name: string): string => (ctx.graph.path ? `${ctx.graph.path}.${name}` : name);
 
@@ -59,9 +93,13 @@ export function conv(ctx: ModelContext, name: string, x: Tensor, out: number, op
   return module(ctx, name, () => {
     const channels = x.shape[3]!;
     const init = { kind: 'fan_in', fanIn: channels * kernel * kernel } as const;
+    const apply = (input: Tensor, w: Tensor, own: { stride: number; padding: typeof padding; upsample: boolean }): Tensor => conv2d(input, cast(w, x.dtype), own);
     const w = ctx.parameters.get(weight(ctx, 'weight'), [out, channels, kernel, kernel], 'conv', init);
-    const y = conv2d(x, cast(w, x.dtype), { stride, padding, upsample });
-    return bias ? add(y, ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init)) : y;
+    let y = apply(x, w, { stride, padding, upsample });
+    if (bias) y = add(y, ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init));
+    // As diffusers has it: the first factor has the layer's kernel, the second is 1x1.
+    for (const lora of ctx.loras ?? []) y = lora.add(ctx.graph, y, 'conv', [out, channels, kernel, kernel], (down, up) => apply(apply(x, down, { stride, padding, upsample }), up, { stride: 1, padding: 0, upsample: false }));
+    return y;
   });
 }
 
@@ -70,8 +108,11 @@ export function linear(ctx: ModelContext, name: string, x: Tensor, out: number, 
   return module(ctx, name, () => {
     const channels = x.shape[x.shape.length - 1]!;
     const init = { kind: 'fan_in', fanIn: channels } as const;
-    const y = matmul(x, cast(ctx.parameters.get(weight(ctx, 'weight'), [out, channels], 'linear', init), x.dtype));
-    return bias ? add(y, ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init)) : y;
+    const apply = (input: Tensor, w: Tensor): Tensor => matmul(input, cast(w, x.dtype));
+    let y = apply(x, ctx.parameters.get(weight(ctx, 'weight'), [out, channels], 'linear', init));
+    if (bias) y = add(y, ctx.parameters.get(weight(ctx, 'bias'), [out], 'plain', init));
+    for (const lora of ctx.loras ?? []) y = lora.add(ctx.graph, y, 'linear', [out, channels], (down, up) => apply(apply(x, down), up));
+    return y;
   });
 }
 
@@ -118,14 +159,35 @@ export const attentionBias = (mask: Tensor): Tensor => reshape(scale(shift(cast(
 export const activation = (x: Tensor, name: PointwiseName): Tensor => (name === 'silu' ? silu(x) : pointwise(name, [x]));
 
 /** Activation by the name that configs give it. */
-export function activationName(name: string): PointwiseName {
+export function activationName(name: string, key = 'act_fn'): PointwiseName {
   const names: Record<string, PointwiseName> = { silu: 'silu', swish: 'silu', mish: 'mish', gelu: 'gelu', relu: 'relu', quick_gelu: 'quick_gelu', gelu_new: 'gelu_tanh', gelu_pytorch_tanh: 'gelu_tanh' };
   const found = names[name];
-  if (!found) throw new BruitError('config', `act_fn "${name}" is unknown; known are ${Object.keys(names).join(', ')}`);
+  if (!found) throw new BruitError('config', `${key} "${name}" is unknown; known are ${Object.keys(names).join(', ')}`);
   return found;
 }
 
-/** diffusers' TimestepEmbedding: linear, SiLU, linear. */
-export function timestepMlp(ctx: ModelContext, name: string, x: Tensor, width: number): Tensor {
-  return module(ctx, name, () => linear(ctx, 'linear_2', silu(linear(ctx, 'linear_1', x, width)), width));
+export interface TimestepMlpOptions {
+  /** Width of the hidden layer, and of the result unless `out` says otherwise. */
+  readonly width: number;
+  readonly out?: number;
+  readonly act?: PointwiseName;
+  /** Applied to the result. */
+  readonly postAct?: PointwiseName | undefined;
+  /** A second input [N, D] that is projected and added before the first layer (guidance distillation, Meng et al. 2023). */
+  readonly condition?: Tensor | undefined;
+  /** Width of that input in the checkpoint, given or not. */
+  readonly conditionWidth?: number | null;
+}
+
+/** diffusers' TimestepEmbedding: linear, activation, linear. */
+export function timestepMlp(ctx: ModelContext, name: string, x: Tensor, o: TimestepMlpOptions): Tensor {
+  const { width, out = width, act = 'silu', postAct, condition, conditionWidth } = o;
+  return module(ctx, name, () => {
+    const channels = x.shape[x.shape.length - 1]!;
+    if (conditionWidth && condition) x = add(x, linear(ctx, 'cond_proj', condition, channels, { bias: false }));
+    // In the checkpoint also where nothing is given for it.
+    else if (conditionWidth) ctx.parameters.get(weight(ctx, 'cond_proj.weight'), [channels, conditionWidth], 'linear', { kind: 'fan_in', fanIn: conditionWidth });
+    const y = linear(ctx, 'linear_2', activation(linear(ctx, 'linear_1', x, width), act), out);
+    return postAct ? activation(y, postAct) : y;
+  });
 }

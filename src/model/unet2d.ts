@@ -9,9 +9,10 @@ import { add, cast, div, scale, shift, type PointwiseName } from '../engine/ops/
 import { reshape } from '../engine/ops/reshape';
 import { gaussianFourierProjection, timestepEmbedding } from '../engine/ops/timestep_embedding';
 import { showShape } from '../engine/shape';
-import { downsampleAverage, downsampleConv, firDownsample, firUpsample, resnet, selfAttention, upsample2x, upsampleConv, type AttentionOptions, type ResnetOptions } from './blocks';
+import { firDownsample, firUpsample, resnet, selfAttention, type AttentionOptions } from './blocks';
 import { ConfigReader } from './config';
-import { activation, activationName, conv, embed, groupNorm, module, timestepMlp, type ModelContext } from './layers';
+import { activation, activationName, conv, embed, groupNorm, module, recomputable, timestepMlp, type ModelContext } from './layers';
+import { downBlock, downKinds, midBlock, takeResiduals, upBlock, upKinds, type ResnetBase } from './unet_blocks';
 
 const downTypes = ['DownBlock2D', 'AttnDownBlock2D', 'ResnetDownsampleBlock2D', 'SkipDownBlock2D', 'AttnSkipDownBlock2D'] as const;
 const upTypes = ['UpBlock2D', 'AttnUpBlock2D', 'ResnetUpsampleBlock2D', 'SkipUpBlock2D', 'AttnSkipUpBlock2D'] as const;
@@ -129,35 +130,55 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
         ? embed(ctx, 'time_proj', t, config.num_train_timesteps!, first)
         : timestepEmbedding(t, { dim: first, flipSinToCos: config.flip_sin_to_cos, freqShift: config.freq_shift });
   const time = module(ctx, 'time_proj', () => project(timestep));
-  let emb = timestepMlp(ctx, 'time_embedding', time, timeWidth);
+  let emb = timestepMlp(ctx, 'time_embedding', time, { width: timeWidth });
   const classes = classEmbedding(ctx, config, classLabels, project, timeWidth);
   if (classes) emb = add(emb, classes);
   // Every residual block applies the activation to the same embedding: once is enough.
   const temb = activation(emb, act);
 
-  const base: Omit<ResnetOptions, 'out'> = { temb, timeScaleShift: config.resnet_time_scale_shift, groups, eps, act, dropout: config.dropout };
+  const base: ResnetBase = { temb, timeScaleShift: config.resnet_time_scale_shift, groups, eps, act, dropout: config.dropout };
   const headsOf = (width: number): Heads => {
     const dim = config.attention_head_dim ?? width;
     return { heads: Math.floor(width / dim), headDim: dim };
   };
 
-  let flow: Flow = { h: conv(ctx, 'conv_in', x, first), skip: x };
+  const flow: Flow = { h: conv(ctx, 'conv_in', x, first), skip: x };
   const residuals: Tensor[] = [flow.h];
+  const shared = (out: number, last: boolean) => {
+    const heads = headsOf(out);
+    const attend = (_: string, name: string, h: Tensor): Tensor => selfAttention(ctx, name, h, { ...heads, groups, eps });
+    return { out, last, resnet: base, attend, heads };
+  };
   config.down_block_types.forEach((type, i) => {
-    flow = graph.scope(`down_blocks.${i}`, () => block(ctx, () => downBlock(ctx, type, flow, { out: channels[i]!, layers: config.layers_per_block, last: i === channels.length - 1, config, base, heads: headsOf(channels[i]!), residuals })));
+    const o = { ...shared(channels[i]!, i === channels.length - 1), layers: config.layers_per_block, residuals };
+    graph.scope(`down_blocks.${i}`, () =>
+      recomputable(ctx, () => {
+        if (isSkip(type)) Object.assign(flow, skipDownBlock(ctx, type, flow, o));
+        else flow.h = downBlock(ctx, downKinds[type], flow.h, { ...o, downsamplePadding: config.downsample_padding, ...(type === 'AttnDownBlock2D' && { resample: config.downsample_type }) });
+      }),
+    );
     ctx.tap?.(`down_blocks.${i}`, flow.h);
   });
 
-  if (config.mid_block_type) flow.h = module(ctx, 'mid_block', () => block(ctx, () => midBlock(ctx, flow.h, config, base, headsOf(channels[channels.length - 1]!))));
+  if (config.mid_block_type) {
+    const outputScale = config.mid_block_scale_factor;
+    const heads = headsOf(channels[channels.length - 1]!);
+    // diffusers gives the mid block's attention no norm of its own where the time embedding scales and shifts.
+    const midGroups = config.attn_norm_num_groups ?? (config.resnet_time_scale_shift === 'default' ? groups : undefined);
+    const attend = config.add_attention ? (name: string, h: Tensor): Tensor => selfAttention(ctx, name, h, { ...heads, groups: midGroups, eps, outputScale }) : undefined;
+    flow.h = module(ctx, 'mid_block', () => recomputable(ctx, () => midBlock(ctx, flow.h, { resnet: { ...base, outputScale }, attend })));
+  }
 
   const reversed = [...channels].reverse();
   flow.skip = undefined;
   config.up_block_types.forEach((type, i) => {
-    const last = i === channels.length - 1;
-    const used = residuals.splice(residuals.length - config.layers_per_block - 1);
-    const below = residuals[residuals.length - 1];
-    const size = below ? ([below.shape[1]!, below.shape[2]!] as const) : undefined;
-    flow = graph.scope(`up_blocks.${i}`, () => block(ctx, () => upBlock(ctx, type, flow, { out: reversed[i]!, last, config, base, heads: headsOf(reversed[i]!), residuals: used, size })));
+    const o = { ...shared(reversed[i]!, i === channels.length - 1), ...takeResiduals(residuals, config.layers_per_block + 1) };
+    graph.scope(`up_blocks.${i}`, () =>
+      recomputable(ctx, () => {
+        if (isSkip(type)) Object.assign(flow, skipUpBlock(ctx, type, flow, o));
+        else flow.h = upBlock(ctx, upKinds[type], flow.h, { ...o, ...(type === 'AttnUpBlock2D' && { resample: config.upsample_type }) });
+      }),
+    );
     ctx.tap?.(`up_blocks.${i}`, flow.h);
   });
 
@@ -169,9 +190,6 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
   return transpose(y, [0, 3, 1, 2]);
 }
 
-/** A block whose inner values may be recomputed in the backward pass. */
-const block = <T>(ctx: ModelContext, build: () => T): T => (ctx.gradientCheckpointing ? ctx.graph.checkpoint(build) : build());
-
 function classEmbedding(ctx: ModelContext, config: UNet2DConfig, labels: Tensor | undefined, project: (t: Tensor) => Tensor, width: number): Tensor | undefined {
   const wanted = config.class_embed_type !== null || config.num_class_embeds !== null;
   if (!wanted) {
@@ -179,102 +197,77 @@ function classEmbedding(ctx: ModelContext, config: UNet2DConfig, labels: Tensor 
     return undefined;
   }
   if (!labels) throw new BruitError('input', 'UNet2DModel: the config has class embeddings, so class labels are needed');
-  if (config.class_embed_type === 'timestep') return timestepMlp(ctx, 'class_embedding', project(labels), width);
+  if (config.class_embed_type === 'timestep') return timestepMlp(ctx, 'class_embedding', project(labels), { width });
   if (config.class_embed_type === 'identity') return labels;
   return embed(ctx, 'class_embedding', labels, config.num_class_embeds!, width);
 }
 
-interface BlockOptions {
-  readonly out: number;
-  readonly last: boolean;
-  readonly config: UNet2DConfig;
-  readonly base: Omit<ResnetOptions, 'out'>;
-  readonly heads: Heads;
+type Heads = Pick<AttentionOptions, 'heads' | 'headDim'>;
+type SkipDown = 'SkipDownBlock2D' | 'AttnSkipDownBlock2D';
+type SkipUp = 'SkipUpBlock2D' | 'AttnSkipUpBlock2D';
+
+function isSkip(type: DownType): type is SkipDown;
+function isSkip(type: UpType): type is SkipUp;
+function isSkip(type: DownType | UpType): boolean {
+  return type.includes('Skip');
 }
 
-type Heads = Pick<AttentionOptions, 'heads' | 'headDim'>;
+interface SkipBlockOptions {
+  readonly out: number;
+  readonly last: boolean;
+  readonly resnet: ResnetBase;
+  readonly heads: Heads;
+}
 
 /** score-SDE's skip blocks choose their own group counts and divide by √2. */
 const skipGroups = (channels: number): number => Math.min(Math.floor(channels / 4), 32);
 
-function downBlock(ctx: ModelContext, type: DownType, { h, skip }: Flow, o: BlockOptions & { layers: number; residuals: Tensor[] }): Flow {
-  const { out, config, base, heads, residuals } = o;
-  const skipBlock = type === 'SkipDownBlock2D' || type === 'AttnSkipDownBlock2D';
+const skipAttention = (ctx: ModelContext, name: string, h: Tensor, o: SkipBlockOptions): Tensor => selfAttention(ctx, name, h, { ...o.heads, groups: 32, eps: o.resnet.eps, outputScale: Math.SQRT2 });
+
+function skipDownBlock(ctx: ModelContext, type: SkipDown, { h, skip }: Flow, o: SkipBlockOptions & { layers: number; residuals: Tensor[] }): Flow {
+  const { out, resnet: base, residuals } = o;
   for (let j = 0; j < o.layers; j++) {
-    const own = skipBlock ? { groups: skipGroups(h.shape[3]!), groupsOut: skipGroups(out), outputScale: Math.SQRT2 } : {};
-    h = resnet(ctx, `resnets.${j}`, h, { ...base, out, ...own });
-    if (type === 'AttnDownBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { ...heads, groups: base.groups, eps: base.eps });
-    if (type === 'AttnSkipDownBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { ...heads, groups: 32, eps: base.eps, outputScale: Math.SQRT2 });
+    h = resnet(ctx, `resnets.${j}`, h, { ...base, out, groups: skipGroups(h.shape[3]!), groupsOut: skipGroups(out), outputScale: Math.SQRT2 });
+    if (type === 'AttnSkipDownBlock2D') h = skipAttention(ctx, `attentions.${j}`, h, o);
     residuals.push(h);
   }
   if (o.last) return { h, skip };
-  if (skipBlock) {
-    h = resnet(ctx, 'resnet_down', h, { ...base, out, groups: skipGroups(out), outputScale: Math.SQRT2, resample: firDownsample, forceShortcut: true });
-    skip = module(ctx, 'downsamplers.0', () => firDownsample(skip!));
-    if (skip.shape[3] !== 3) throw new BruitError('config', `${ctx.graph.path}: ${type} works on images of 3 channels (diffusers fixes its skip_conv to 3); in_channels is ${skip.shape[3]}`);
-    h = add(conv(ctx, 'skip_conv', skip, out, { kernel: 1 }), h);
-  } else if (type === 'ResnetDownsampleBlock2D' || (type === 'AttnDownBlock2D' && config.downsample_type === 'resnet')) {
-    h = resnet(ctx, 'downsamplers.0', h, { ...base, out, resample: downsampleAverage });
-  } else {
-    h = downsampleConv(ctx, 'downsamplers.0', h, config.downsample_padding);
-  }
+  h = resnet(ctx, 'resnet_down', h, { ...base, out, groups: skipGroups(out), outputScale: Math.SQRT2, resample: firDownsample, forceShortcut: true });
+  skip = module(ctx, 'downsamplers.0', () => firDownsample(skip!));
+  if (skip.shape[3] !== 3) throw new BruitError('config', `${ctx.graph.path}: ${type} works on images of 3 channels (diffusers fixes its skip_conv to 3); in_channels is ${skip.shape[3]}`);
+  h = add(conv(ctx, 'skip_conv', skip, out, { kernel: 1 }), h);
   residuals.push(h);
   return { h, skip };
 }
 
-function midBlock(ctx: ModelContext, h: Tensor, config: UNet2DConfig, base: Omit<ResnetOptions, 'out'>, heads: Heads): Tensor {
-  const out = h.shape[3]!;
-  const outputScale = config.mid_block_scale_factor;
-  h = resnet(ctx, 'resnets.0', h, { ...base, out, outputScale });
-  if (config.add_attention) {
-    // diffusers gives the mid block's attention no norm of its own where the time embedding scales and shifts.
-    const groups = config.attn_norm_num_groups ?? (config.resnet_time_scale_shift === 'default' ? base.groups : undefined);
-    h = selfAttention(ctx, 'attentions.0', h, { ...heads, groups, eps: base.eps, outputScale });
-  }
-  return resnet(ctx, 'resnets.1', h, { ...base, out, outputScale });
-}
-
-function upBlock(ctx: ModelContext, type: UpType, { h, skip }: Flow, o: BlockOptions & { residuals: Tensor[]; size: readonly [number, number] | undefined }): Flow {
-  const { out, config, base, heads, last } = o;
-  const skipBlock = type === 'SkipUpBlock2D' || type === 'AttnSkipUpBlock2D';
+function skipUpBlock(ctx: ModelContext, type: SkipUp, { h, skip }: Flow, o: SkipBlockOptions & { residuals: readonly Tensor[] }): Flow {
+  const { out, resnet: base, last } = o;
   const residuals = [...o.residuals];
   for (let j = 0; residuals.length; j++) {
     const residual = residuals.pop()!;
     const features = h.shape[3]!;
     h = concat([h, residual], 3);
     // AttnSkipUpBlock2D lacks a pair of brackets in diffusers; checkpoints were trained with what that computes.
-    const groupsIn = type === 'AttnSkipUpBlock2D' ? Math.min(features + Math.floor(residual.shape[3]! / 4), 32) : skipGroups(h.shape[3]!);
-    const own = skipBlock ? { groups: groupsIn, groupsOut: skipGroups(out), outputScale: Math.SQRT2 } : {};
-    h = resnet(ctx, `resnets.${j}`, h, { ...base, out, ...own });
-    if (type === 'AttnUpBlock2D') h = selfAttention(ctx, `attentions.${j}`, h, { ...heads, groups: base.groups, eps: base.eps });
+    const groups = type === 'AttnSkipUpBlock2D' ? Math.min(features + Math.floor(residual.shape[3]! / 4), 32) : skipGroups(h.shape[3]!);
+    h = resnet(ctx, `resnets.${j}`, h, { ...base, out, groups, groupsOut: skipGroups(out), outputScale: Math.SQRT2 });
   }
-  if (type === 'AttnSkipUpBlock2D') h = selfAttention(ctx, 'attentions.0', h, { ...heads, groups: 32, eps: base.eps, outputScale: Math.SQRT2 });
-  if (skipBlock) {
-    skip = skip && module(ctx, 'upsampler', () => firUpsample(skip!));
-    if (last) return { h, skip };
-    let image = groupNorm(ctx, 'skip_norm', h, { groups: skipGroups(out), eps: base.eps, act: 'silu' });
-    image = conv(ctx, 'skip_conv', image, 3);
-    skip = skip ? add(skip, image) : image;
-    h = resnet(ctx, 'resnet_up', h, { ...base, out, groups: skipGroups(out), groupsOut: skipGroups(out), outputScale: Math.SQRT2, resample: firUpsample, forceShortcut: true });
-    return { h, skip };
-  }
+  if (type === 'AttnSkipUpBlock2D') h = skipAttention(ctx, 'attentions.0', h, o);
+  skip = skip && module(ctx, 'upsampler', () => firUpsample(skip!));
   if (last) return { h, skip };
-  if (type === 'ResnetUpsampleBlock2D' || (type === 'AttnUpBlock2D' && config.upsample_type === 'resnet')) {
-    h = resnet(ctx, 'upsamplers.0', h, { ...base, out, resample: upsample2x });
-  } else {
-    h = upsampleConv(ctx, 'upsamplers.0', h, o.size ?? [h.shape[1]! * 2, h.shape[2]! * 2]);
-  }
+  let image = groupNorm(ctx, 'skip_norm', h, { groups: skipGroups(out), eps: base.eps, act: 'silu' });
+  image = conv(ctx, 'skip_conv', image, 3);
+  skip = skip ? add(skip, image) : image;
+  h = resnet(ctx, 'resnet_up', h, { ...base, out, groups: skipGroups(out), groupsOut: skipGroups(out), outputScale: Math.SQRT2, resample: firUpsample, forceShortcut: true });
   return { h, skip };
 }
 
-/** Fresh input leaves `sample`, `timestep` and, where the config has classes, `class_labels` for images of [n, height, width]. */
-export function unet2dInputs(ctx: ModelContext, config: UNet2DConfig, [n, height, width]: readonly [number, number, number]): UNet2DInputs {
+/** Fresh input leaves `sample`, `timestep` and, where the config has classes, `class_labels` for images of [n, height, width], but for what is `given`. */
+export function unet2dInputs(ctx: ModelContext, config: UNet2DConfig, [n, height, width]: readonly [number, number, number], given: Partial<UNet2DInputs> = {}): UNet2DInputs {
   const { graph } = ctx;
-  const sample = graph.input('sample', [n, config.in_channels, height, width]);
-  const timestep = graph.input('timestep', [n], config.time_embedding_type === 'learned' ? 'i32' : 'f32');
+  const sample = given.sample ?? graph.input('sample', [n, config.in_channels, height, width]);
+  const timestep = given.timestep ?? graph.input('timestep', [n], config.time_embedding_type === 'learned' ? 'i32' : 'f32');
   const width4 = config.block_out_channels[0]! * 4;
   if (config.class_embed_type === 'identity') return { sample, timestep, classLabels: graph.input('class_labels', [n, width4]) };
   if (config.class_embed_type === 'timestep') return { sample, timestep, classLabels: graph.input('class_labels', [n]) };
   return config.num_class_embeds === null ? { sample, timestep } : { sample, timestep, classLabels: graph.input('class_labels', [n], 'i32') };
 }
-

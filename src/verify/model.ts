@@ -33,6 +33,8 @@ export interface OpenModel {
    * names, in PyTorch's layout and in order of execution. Outputs that `io` lacks are not computed.
    */
   forward(ctx: ModelContext, io: RecordedInputs): Readonly<Record<string, Tensor>>;
+  /** For denoisers: the prediction for a sample and a time step that the graph computes; other inputs as in `forward`. */
+  denoise?(ctx: ModelContext, io: RecordedInputs, sample: Tensor, timestep: Tensor): Tensor;
   /** For classes whose training records `{x0, noise, t}` can be replayed. */
   readonly training?: Pick<TrainingStepConfig, 'buildModel' | 'labelled'>;
 }
@@ -44,7 +46,7 @@ export interface RecordedInputs {
   shape(name: string, rank: number): Shape;
 }
 
-function recordedInputs(io: TensorStore): RecordedInputs {
+export function recordedInputs(io: TensorStore): RecordedInputs {
   return {
     has: (name) => io.tensors.has(name),
     shape(name, rank) {
@@ -151,7 +153,7 @@ export async function recomputeForward(engine: Engine, model: OpenModel, { io, w
 }
 
 /** An input leaf's values; one time step or label for the whole batch is repeated. */
-async function readInput(io: TensorStore, leaf: Tensor): Promise<Float32Array | Int32Array> {
+export async function readInput(io: TensorStore, leaf: Tensor): Promise<Float32Array | Int32Array> {
   if (!io.tensors.has(leaf.name)) throw new BruitError('input', `${io.name} has no tensor "${leaf.name}", which this model's config asks for`);
   const { shape } = io.tensors.get(leaf.name)!;
   const values = leaf.dtype === 'i32' ? await io.readI32(leaf.name) : await io.readF32(leaf.name);

@@ -38,7 +38,7 @@ interface TrainingCase {
 export const isTrainingCase = (json: unknown): json is TrainingCase => isJsonObject(json) && typeof json.loss === 'string' && isJsonObject(json.optimizer) && isJsonObject(json.schedule) && typeof json.steps === 'number';
 
 /** What the loss's own words say where the case has no key for it. */
-function lossConfig(json: TrainingCase, file: string): LossConfig {
+export function lossConfig(json: Pick<TrainingCase, 'loss' | 'schedule' | 'min_snr_gamma'>, file: string): LossConfig {
   const types: Readonly<Record<string, PredictionType>> = { epsilon: 'epsilon', noise: 'epsilon', sample: 'sample', x0: 'sample', v_prediction: 'v_prediction', velocity: 'v_prediction' };
   const said = json.schedule.prediction_type ?? /\bon (epsilon|noise|sample|x0|velocity)\b/.exec(json.loss)?.[1] ?? 'epsilon';
   const predictionType = types[said as string];
@@ -172,13 +172,13 @@ async function compareStep(report: CaseReport, step: TrainingStep, terms: LossTe
 }
 
 /** Largest value among the records of a prefix: what all of them are measured by. */
-async function largestRecorded(store: TensorStore, prefix: string): Promise<number> {
+export async function largestRecorded(store: TensorStore, prefix: string): Promise<number> {
   let largest = 0;
   for (const name of store.tensors.keys()) if (name.startsWith(prefix)) for (const v of await store.readF32(name)) largest = Math.max(largest, Math.abs(v));
   return largest;
 }
 
-async function compareTensors(report: CaseReport, { store, file, prefix }: { store: TensorStore; file: string; prefix: string }, tensors: readonly NamedTensor[], allowed: (name: string) => number): Promise<void> {
+export async function compareTensors(report: CaseReport, { store, file, prefix }: { store: TensorStore; file: string; prefix: string }, tensors: readonly NamedTensor[], allowed: (name: string) => number): Promise<void> {
   for (const { name, data } of tensors) {
     const full = `${prefix}.${name}`;
     if (store.tensors.has(full)) await report.compare(store, file, full, data, () => allowed(full));

@@ -2,6 +2,7 @@
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import { isFrechetCases, verifyFrechet } from './frechet';
+import { isGradientCase, verifyGradients } from './gradients';
 import { isHybridLossCase, verifyHybridLoss } from './hybrid_loss';
 import { isLearningRatesCase, verifyLearningRates } from './learning_rates';
 import { hasForwardRecord, IO, verifyForward, weightFiles } from './model';
@@ -49,6 +50,7 @@ async function verifyModel(report: CaseReport, engine: Engine, folder: CaseFolde
   const weights = () => folder.tensors(weightFiles(folder, model).values().next().value!);
   if (opened.training && isTrainingCase(train)) await verifyTraining(report, engine, folder, { ...opened.training, weights }, train, { jsonFile: 'train.json', file: 'train.safetensors' });
   if (opened.training && isTrainingCase(own)) await verifyTraining(report, engine, folder, { ...opened.training, weights }, own, { jsonFile: 'case.json', file: IO });
+  if (opened.denoise && isGradientCase(own) && (await folder.tensors(IO)).tensors.has('x0')) await verifyGradients(report, engine, folder, model, opened.denoise, own);
   if (report.kinds.length === 0) throw unknownKind(folder, `a ${model.names[0]}, but with neither ${IO} of a forward pass (${model.inputs.map((name) => `"${name}"`).join(' or ')}) nor a training record`);
 }
 

@@ -30,10 +30,15 @@ export const modelCases = [
   'clip_text_tiny',
   'clip_text_with_projection',
   'clip_vision_with_projection',
+  'dit_tiny',
   'half_weights',
+  'prior_transformer_tiny',
   't5_encoder_tiny',
   'unet2d_cifar_tiny',
   'unet2d_class_cond',
+  'unet2d_condition_if_tiny',
+  'unet2d_condition_sd1_tiny',
+  'unet2d_condition_sd2_tiny',
   'unet2d_old_names',
 ] as const;
 

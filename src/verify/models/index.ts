@@ -3,10 +3,13 @@ import { BruitError } from '../../engine/errors';
 import { isJsonObject } from '../../io/json';
 import type { ModelClass } from '../model';
 import { autoencoderModels } from './autoencoder';
+import { controlNetModel } from './controlnet';
 import { textModels } from './text';
+import { priorTransformerModel, transformer2dModel } from './transformers';
 import { unet2dModel } from './unet2d';
+import { unet2dConditionModel } from './unet2d_condition';
 
-export const modelClasses: readonly ModelClass[] = [unet2dModel, ...textModels, ...autoencoderModels];
+export const modelClasses: readonly ModelClass[] = [unet2dModel, unet2dConditionModel, controlNetModel, transformer2dModel, priorTransformerModel, ...textModels, ...autoencoderModels];
 
 /** The class that a config.json names. @throws BruitError `input` if there is none, or none that is known. */
 export function modelClassOf(config: unknown, folder: string): ModelClass {
