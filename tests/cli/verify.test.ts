@@ -127,7 +127,7 @@ describe('bad cases', () => {
         "a case of another kind": "2 bruit: CASE is not a reference case that bruit knows: case.json describes neither a hybrid loss nor learning rates",
         "a config that the weights do not fit": "2 bruit: CASE/diffusion_pytorch_model.safetensors: its 207 tensors do not fit the model's 207 parameters; wrong shape (1): class_embedding.weight is [10,32], the model wants [11,32]",
         "a config with a misspelt entry": "2 bruit: CASE/config.json: unknown entry "norm_groups"",
-        "a model of another class": "2 bruit: CASE: UNet3DModel is not supported (yet); bruit verifies UNet2DModel, schedulers, hybrid losses and learning rates",
+        "a model of another class": "2 bruit: CASE: UNet3DModel is not supported (yet); bruit verifies UNet2DModel, UNet2DConditionModel, ControlNetModel, Transformer2DModel, PriorTransformer, schedulers, hybrid losses and learning rates",
         "an unknown scheduler": "2 bruit: CASE/cases.json: a: _class_name is "KarrasVeScheduler"; allowed: DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, LMSDiscreteScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UniPCMultistepScheduler",
         "broken JSON": "2 bruit: CASE/cases.json: not valid JSON: Unexpected end of JSON input",
         "no case at all": "2 bruit: CASE is not a reference case that bruit knows: it is empty",
