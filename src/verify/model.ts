@@ -34,7 +34,7 @@ export interface OpenModel {
    */
   forward(ctx: ModelContext, io: RecordedInputs): Readonly<Record<string, Tensor>>;
   /** For denoisers: the prediction for a sample and a time step that the graph computes; other inputs as in `forward`. */
-  denoise?(ctx: ModelContext, io: RecordedInputs, sample: Tensor, timestep: Tensor): Tensor;
+  readonly denoise?: (ctx: ModelContext, io: RecordedInputs, sample: Tensor, timestep: Tensor) => Tensor;
   /** For classes whose training records `{x0, noise, t}` can be replayed. */
   readonly training?: Pick<TrainingStepConfig, 'buildModel' | 'labelled'>;
 }
