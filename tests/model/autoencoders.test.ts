@@ -110,7 +110,7 @@ describe('tiles', () => {
     expect(engine.liveBytes).toBe(live);
     await expect(decodeTiled(engine, config, store, { shape, data }, { tile: 8, overlap: 5 })).rejects.toThrow(/overlap at most half a tile/);
     store.destroy();
-  });
+  }, 300_000);
 });
 
 describe('AutoencoderTiny', () => {
