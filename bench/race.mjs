@@ -5,9 +5,10 @@
  *   --variant OP=NAME  force a kernel variant of ours                    --budget S    seconds that a row's rounds may take (120)
  *   --json FILE        write the results                                 --list        the rows
  *   --adapter gpu      the machine's GPU instead of SwiftShader
- * Engines take turns, a round at a time, so that they share whatever else the machine does. The first outputs are compared with reference.mjs.
+ * Engines take turns, a round at a time, so that they share whatever else the machine does. `cpu` is the least processor time of a run on a software
+ * adapter, over its threads: what to compare by on a busy machine. The first outputs are compared with reference.mjs.
  */
-import { existsSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -54,6 +55,17 @@ const median = (values) => {
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 };
 
+/** Nanoseconds that the threads of a process have run, or NaN where there is no /proc. Chrome's own process holds the software adapter. */
+function processorTime(pid) {
+  let total = 0;
+  try {
+    for (const thread of readdirSync(`/proc/${pid}/task`)) total += Number(readFileSync(`/proc/${pid}/task/${thread}/schedstat`, 'utf8').split(' ')[0]);
+  } catch {
+    return NaN; // no /proc, or a thread that ended meanwhile
+  }
+  return total;
+}
+
 /** Runs one row with all engines in one page; returns results by engine name. */
 async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pageOptions, log }) {
   const page = await browser.newPage();
@@ -74,7 +86,7 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
           continue;
         }
         const warm = opened.again_ms ?? (await page.evaluate((...args) => window.race.round(...args), name, 1));
-        results[name] = { ...opened, verdict: opened.error <= tolerances[w.kind] ? 'ok' : 'wrong numbers', samples: [], runs_per_sample: Math.min(50, Math.max(1, Math.round(sampleMs / warm))) };
+        results[name] = { ...opened, verdict: opened.error <= tolerances[w.kind] ? 'ok' : 'wrong numbers', samples: [], cpu_samples: [], runs_per_sample: Math.min(50, Math.max(1, Math.round(sampleMs / warm))) };
         // A run of half a minute is timed well enough by one.
         if (warm > 20_000) results[name].samples.push(warm);
         racing.push(name);
@@ -84,17 +96,22 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
       }
     }
     const start = performance.now();
+    const { pid } = browser.process();
     for (let i = 0; i < rounds; i++) {
       for (const name of racing) {
         const { samples, runs_per_sample: k } = results[name];
         if (samples.length && (samples[0] > 20_000 || performance.now() - start > budget * 1000)) continue;
+        const before = processorTime(pid);
         samples.push(await page.evaluate((...args) => window.race.round(...args), name, k));
+        const spent = (processorTime(pid) - before) / 1e6 / k;
+        if (spent >= 0) results[name].cpu_samples.push(spent);
       }
     }
     for (const name of racing) {
       const r = results[name];
       r.min_ms = Math.min(...r.samples);
       r.median_ms = median(r.samples);
+      if (r.cpu_samples.length) r.cpu_ms = Math.min(...r.cpu_samples);
       r.gflops = w.flops / r.min_ms / 1e6;
       r.peak_bytes = await page.evaluate((engine) => window.race.peak(engine), name);
     }
@@ -155,6 +172,7 @@ function describe({ name: row }, engine, r) {
     engine.padEnd(16),
     `min ${number(r.min_ms)}`.padEnd(10),
     `median ${number(r.median_ms)} ms`.padEnd(18),
+    `cpu ${number(r.cpu_ms)}`.padEnd(10),
     `${number(r.gflops)} GFLOP/s`.padEnd(15),
     `${r.dispatches} dispatches`.padEnd(16),
     `${number(r.peak_bytes / 2 ** 20)} MiB`.padEnd(10),

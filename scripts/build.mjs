@@ -1,9 +1,11 @@
 // Bundles with esbuild. `node scripts/build.mjs [TARGET…]` builds the named targets, or all.
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
 import { mkdir, rename, writeFile } from 'node:fs/promises';
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
+import { gzipSync } from 'node:zlib';
 import { glob } from './glob_plugin.mjs';
+import { samplingOnly } from './sampling_plugin.mjs';
 
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 
@@ -28,7 +30,13 @@ const targets = {
       external: ['node:*', 'webgpu', 'tar-fs', '@resvg/resvg-wasm'],
     },
   },
+  sampling: { entry: 'src/sampling.ts', out: 'dist/sampling.js', platform: 'browser', options: { minify: true, sourcemap: false, plugins: [samplingOnly(root)] } },
 };
+
+/** Most that the sampling bundle may weigh gzipped, in bytes; the goal is 60 kB. */
+export const samplingLimit = 68 * 1024;
+
+export const gzippedSize = (path) => gzipSync(readFileSync(path), { level: 9 }).length;
 
 /** Writes under a temporary name and renames, so that a process that imports the file meanwhile never reads half of it. */
 async function writeWhole(path, contents) {
@@ -67,7 +75,7 @@ async function declarations() {
   const { config } = ts.readConfigFile(join(root, 'tsconfig.json'), ts.sys.readFile);
   const { options } = ts.convertCompilerOptionsFromJson(config.compilerOptions, root);
   const source = join(root, 'src');
-  const entries = ['index.ts', 'node/index.ts', 'wgsl.d.ts', 'wgsl_reflect.d.ts'].map((file) => join(source, file));
+  const entries = ['index.ts', 'sampling.ts', 'node/index.ts', 'wgsl.d.ts', 'wgsl_reflect.d.ts'].map((file) => join(source, file));
   const program = ts.createProgram(entries, { ...options, noEmit: false, declaration: true, emitDeclarationOnly: true, rootDir: source, outDir: join(root, 'dist', 'types') });
   const files = new Map();
   program.emit(undefined, (path, text) => files.set(path, text));
@@ -120,7 +128,11 @@ export async function load(name) {
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   try {
     const built = await build(process.argv.length > 2 ? process.argv.slice(2) : undefined);
-    for (const path of built) console.log(`${relative(root, path)}  ${(statSync(path).size / 1024).toFixed(1)} kB`);
+    for (const path of built) {
+      const gzipped = path.endsWith('sampling.js') ? gzippedSize(path) : undefined;
+      console.log(`${relative(root, path)}  ${(statSync(path).size / 1024).toFixed(1)} kB${gzipped ? `, ${(gzipped / 1024).toFixed(1)} kB gzipped` : ''}`);
+      if (gzipped > samplingLimit) throw new Error(`${relative(root, path)} is over its limit of ${samplingLimit / 1024} kB gzipped`);
+    }
   } catch (error) {
     if (!error.errors) console.error(error.message); // esbuild has printed its own
     process.exitCode = 1;

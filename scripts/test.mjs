@@ -1,5 +1,5 @@
 // The whole test run: node scripts/test.mjs [--only STAGE,STAGE…]
-// Stages: lint, typecheck, build, vitest, chrome, naga. The last line counts tests over all stages; a stage that is one
+// Stages: lint, typecheck, build, vitest, guard, chrome, naga. The last line counts tests over all stages; a stage that is one
 // check counts as one test. Exits 1 if anything failed.
 import { spawn } from 'node:child_process';
 import { mkdir, readFile, rm } from 'node:fs/promises';
@@ -76,6 +76,7 @@ const stages = {
   typecheck: command('typecheck', 'node_modules/typescript/bin/tsc', '--noEmit'),
   build: command('build', 'scripts/build.mjs'),
   vitest,
+  guard: command('guard', 'scripts/run.mjs', '--adapter', 'swiftshader', 'bench/guard.mjs', 'bench/guard.json'),
   chrome: suite('chrome', async (onResult) => (await import('../tests/browser/run.mjs')).runInChrome(onResult)),
   naga: suite('naga', async (onResult) => (await import('./deno.mjs')).runInDeno(onResult)),
 };

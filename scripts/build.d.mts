@@ -1,0 +1,4 @@
+export declare const root: string;
+export declare const samplingLimit: number;
+export declare function gzippedSize(path: string): number;
+export declare function build(names?: readonly string[]): Promise<string[]>;
