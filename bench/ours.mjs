@@ -72,12 +72,19 @@ function swap(data, outer, a, b, inner = 1) {
 const toChannelsLast = ({ shape: [n, c, h, w], data }) => swap(data, n, c, h * w);
 const toChannelsFirst = (data, [n, h, w, c]) => swap(data, n, h * w, c);
 
+/** Optional features that this page's adapter has and kernels can use. */
+async function usefulFeatures() {
+  const adapter = await globalThis.navigator?.gpu?.requestAdapter();
+  return ['subgroups', 'shader-f16', 'timestamp-query'].filter((name) => adapter?.features.has(name));
+}
+
 /**
- * @param requestDevice gives a device with the adapter's limits
+ * @param requestDevice gives a device with the adapter's limits; it is told the optional features that kernels can use, as a descriptor that it
+ *   may heed
  * @param opts `variants` forces kernel variants by op name, as `compile` does
  */
 export async function setup({ requestDevice, opts = {} }) {
-  const engine = await Engine.create({ device: await requestDevice() });
+  const engine = await Engine.create({ device: await requestDevice({ requiredFeatures: await usefulFeatures() }) });
   const options = opts.variants ? { variants: opts.variants } : {};
 
   /** A graph of one output; `values` are written once. */

@@ -59,12 +59,12 @@ async function workload(w) {
 }
 
 function requestDeviceWith({ features }) {
-  return async () => {
+  return async ({ requiredFeatures = [] } = {}) => {
     const adapter = await navigator.gpu.requestAdapter();
     if (!adapter) throw new Error('no WebGPU adapter');
     const requiredLimits = {};
     for (const name in adapter.limits) if (typeof adapter.limits[name] === 'number') requiredLimits[name] = adapter.limits[name];
-    return adapter.requestDevice({ requiredLimits, requiredFeatures: features ? [...adapter.features] : [] });
+    return adapter.requestDevice({ requiredLimits, requiredFeatures: features ? [...adapter.features] : requiredFeatures });
   };
 }
 
