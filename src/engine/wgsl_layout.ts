@@ -28,7 +28,10 @@ export class WgslReflect {
     const functions = new Map<string, { readonly words: ReadonlySet<string>; readonly compute: boolean }>();
     for (const match of code.matchAll(/((?:@\w+\s*(?:\([^()]*\))?\s*)*)\bfn\s+(\w+)\s*\(/g)) {
       const body = code.slice(match.index + match[0].length, endOfBody(code, match.index));
-      functions.set(match[2]!, { words: new Set(body.match(/[A-Za-z_]\w*/g)), compute: /@compute\b/.test(match[1]!) });
+      // Neither members nor what the function itself declares are names of bindings.
+      const words = new Set(body.match(/(?<![.\w])[A-Za-z_]\w*/g));
+      for (const [, parameter, local] of body.matchAll(/(\w+)\s*:|\b(?:let|const|var(?:<\w+>)?)\s+(\w+)/g)) words.delete((parameter ?? local)!);
+      functions.set(match[2]!, { words, compute: /@compute\b/.test(match[1]!) });
     }
     const uses = (name: string, seen: Set<string>): Set<string> => {
       for (const word of functions.get(name)!.words) {
