@@ -1,7 +1,7 @@
 /**
  * What every engine's numbers are checked against: the same mathematics in float64 and plain loops, sharing no code with the library. The U-Net
- * and its training step are written from diffusers' definition on a small tape with a gradient for each op; tests/bench.test.ts holds them
- * against recordings of PyTorch.
+ * and its training step are written from diffusers' definition on a small tape with a gradient for each op. (The library is held against
+ * recordings of PyTorch by its tests; where both agree here, so do all three.)
  */
 
 const size = (shape) => shape.reduce((n, d) => n * d, 1);
