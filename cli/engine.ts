@@ -2,10 +2,13 @@ import { Engine } from '../src/engine/device';
 import { createNodeGPU } from '../src/node/gpu';
 import { loadTuning } from '../src/node/tuning_store';
 
-/** The engine of this process's adapter, as tuned (`bruit tune`). Timestamps come unrounded: no web page is watching. */
-export async function openEngine(): Promise<Engine> {
+/**
+ * The engine of this process's adapter; `tuned`: with the kernels that `bruit tune` found fastest (others than `verify` and `bench` should see).
+ * Timestamps come unrounded: no web page is watching.
+ */
+export async function openEngine({ tuned = false } = {}): Promise<Engine> {
   const engine = await Engine.create({ gpu: createNodeGPU(['disable-dawn-features=timestamp_quantization']), powerPreference: 'high-performance' });
-  await loadTuning(engine);
+  if (tuned) await loadTuning(engine);
   return engine;
 }
 

@@ -70,7 +70,7 @@ export function addSample(program: Command): void {
     .action(async (options: Options) => {
       // Looked at before the work starts; the writers look again.
       if (existsSync(options.out) && !options.overwrite) throw new BruitError('input', `${options.out} exists already; choose another --out or give --overwrite`);
-      const engine = await openEngine();
+      const engine = await openEngine({ tuned: true });
       let pipeline: DDPMPipeline | undefined;
       try {
         const model = options.model ?? bundledModel();

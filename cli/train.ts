@@ -1,6 +1,11 @@
+import { existsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Command } from 'commander';
+import type { Engine } from '../src/engine/device';
 import { Progress } from '../src/node/progress';
 import { runTraining } from '../src/node/train_run';
+import { loadTuning, saveTuning } from '../src/node/tuning_store';
 import { openEngine, print } from './engine';
 import { positiveInteger } from './arguments';
 
@@ -25,6 +30,7 @@ export function addTrain(program: Command): void {
     .addHelpText('after', '\nExamples:\n  bruit train recipes/digits.json --out out/digits\n  bruit train recipes/digits.json --out out/digits --resume\n\nInterrupting (Ctrl-C) saves a checkpoint first; press it twice to stop at once.')
     .action(async (recipe: string, options: Options) => {
       const engine = await openEngine();
+      await useTuning(engine, options);
       const abort = new AbortController();
       const interrupt = () => {
         if (abort.signal.aborted) process.exit(130);
@@ -61,4 +67,16 @@ export function addTrain(program: Command): void {
         engine.destroy();
       }
     });
+}
+
+/**
+ * A run keeps the tuning that it began with, in tuning.json of its folder: other kernels add in another order, and a resumed run would not be the
+ * one that was interrupted.
+ */
+async function useTuning(engine: Engine, { out, resume, overwrite }: Options): Promise<void> {
+  const file = join(out, 'tuning.json');
+  if (resume) await loadTuning(engine, file);
+  else if (await loadTuning(engine)) {
+    if (overwrite || !existsSync(out)) await saveTuning(engine, file);
+  } else if (overwrite) await rm(file, { force: true });
 }

@@ -54,7 +54,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
         let inside = WIDE || d + lane < params.head;
         multiply(q_rows(upper_q + d, inside), q_rows(lower_q + d, inside), cut_block(k_block(at + d), d));
       }
-      let scores = tile();
+      var scores = tile();
       for (var r = 0u; r < 8u; r++) {
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, vec4<u32>(first + r), begin + g + columns);
         let i = r * (KEYS / 4u) + g / 4u + ALONG;

@@ -72,13 +72,13 @@ fn grad_q(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: 
         let inside = WIDE || d + lane < params.head;
         multiply(q_rows(upper_at + d, inside), q_rows(lower_at + d, inside), cut_block(k_block(at + d), d));
       }
-      let scores = tile();
+      var scores = tile();
       set_tile(array<vec4<f32>, 8>());
       for (var d = 0u; d < params.head; d += 4u) {
         let inside = WIDE || d + lane < params.head;
         multiply(dout_rows(upper_at + d, inside), dout_rows(lower_at + d, inside), cut_block(v_block(at + d), d));
       }
-      let dp = tile();
+      var dp = tile();
       for (var r = 0u; r < 8u; r++) {
         let z = stats_at(b, h, first + r);
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, vec4<u32>(first + r), begin + g + columns);
@@ -123,7 +123,7 @@ fn read_sums(n: u32) -> array<vec4<f32>, 8> {
 }
 
 fn write_sums(n: u32) {
-  let y = tile();
+  var y = tile();
   for (var r = 0u; r < 8u; r++) {
     let i = r * (HEAD / 4u) + n / 4u + ALONG;
     sums[i.x] = y[r].x;
@@ -143,7 +143,7 @@ fn read_value_sums(n: u32) -> array<vec4<f32>, 8> {
 }
 
 fn write_value_sums(n: u32) {
-  let y = tile();
+  var y = tile();
   for (var r = 0u; r < 8u; r++) {
     let i = r * (HEAD / 4u) + n / 4u + ALONG;
     value_sums[i.x] = y[r].x;
@@ -182,13 +182,13 @@ fn grad_kv(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
         let inside = WIDE || d + lane < params.head;
         multiply(k_rows(upper_at + d, inside), k_rows(lower_at + d, inside), cut_block(q_block(at + d), d));
       }
-      let scores = tile();
+      var scores = tile();
       set_tile(array<vec4<f32>, 8>());
       for (var d = 0u; d < params.head; d += 4u) {
         let inside = WIDE || d + lane < params.head;
         multiply(v_rows(upper_at + d, inside), v_rows(lower_at + d, inside), cut_block(dout_block(at + d), d));
       }
-      let dp = tile();
+      var dp = tile();
       let z0 = stats_at(b, h, t.x);
       let z1 = stats_at(b, h, t.y);
       let z2 = stats_at(b, h, t.z);

@@ -40,9 +40,11 @@ fn tile_at(i: u32, height: u32, width: u32) -> vec3<u32> {
   return vec3<u32>(i / params.tiles_n % params.tiles_m * height, i % params.tiles_n * width, slice);
 }
 
-@compute @workgroup_size(8)
+override LANES = 8u;
+
+@compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 8u);
+  let tile = tile_at(flat_workgroup(id, count) * LANES + lane, 8u, 8u);
   if (tile.z >= params.slices) {
     return;
   }
@@ -67,9 +69,9 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   store_blocks(tile.x, tile.y, 8u, 8u);
 }
 
-@compute @workgroup_size(8)
+@compute @workgroup_size(LANES)
 fn narrow(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 4u);
+  let tile = tile_at(flat_workgroup(id, count) * LANES + lane, 8u, 4u);
   if (tile.z >= params.slices) {
     return;
   }

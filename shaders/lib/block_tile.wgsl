@@ -13,7 +13,7 @@ var<private> c31: mat4x4<f32>;
 
 // Stores the tile's rows from `m` and columns from `n` on. A loop, so that the epilogue is compiled once.
 fn store_blocks(m: u32, n: u32, height: u32, width: u32) {
-  let c = array<mat4x4<f32>, 8>(c00, c01, c10, c11, c20, c21, c30, c31);
+  var c = array<mat4x4<f32>, 8>(c00, c01, c10, c11, c20, c21, c30, c31);
   for (var r = 0u; r < height; r++) {
     let row = tile_row(m + r);
     for (var j = 0u; j < width; j += 4u) {

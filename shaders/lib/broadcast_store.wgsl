@@ -2,7 +2,7 @@
 //   fn tile_row(m: u32) -> u32                   row of the stored result, beyond params.m where there is none
 // `m` is the tile's first row, `n` the lane's first column. A loop, so that the epilogue is compiled once.
 fn store_tile(m: u32, n: u32) {
-  let c = tile();
+  var c = tile();
   for (var r = 0u; r < 8u; r++) {
     let row = tile_row(m + r);
     for (var j = 0u; j < 4u; j++) {

@@ -6,12 +6,11 @@ struct Params {
   m: u32, // taps · source channels
   n: u32, // channels of dL/dy
   channels: u32,
-  tap_m: u32, // channels rounded up to 4
+  tap_m: u32, // channels rounded up to the kernel's rows of one tap, 4 or 8
   height: u32, // of the source, after the upsampling
   width: u32,
   dy_height: u32,
   dy_width: u32,
-  row_k: u32, // dy_width rounded up to 4
   taps_x: u32,
   stride: u32,
   pad_top: u32,

@@ -112,6 +112,9 @@ export function fuse(nodes: readonly PlannedNode[], outputs: ReadonlySet<Tensor>
       const slots = source?.op.epilogueBuffers;
       if (!source || slots === undefined || source.epilogue || source.outputs[0] !== t || readers.get(t) !== 1 || !sameShape(t.shape, out.shape) || !isFloat(t)) continue;
       if (node.inputs.length - 1 > slots || !movable(source, p)) continue;
+      // Its other results must not be read before the chain's place, nor by the chain itself, in the dispatch that writes them.
+      const others = new Set(source.outputs.slice(1));
+      if (others.size && list.slice(p + 1, i + 1).some((n) => n && readsOf(n).some((r) => others.has(rootOf(r))))) continue;
       const rest = node.inputs.filter((_, j) => j !== k);
       const map = node.inputs.map((_, j) => (j === k ? 0 : j < k ? j + 1 : j));
       list[p] = undefined;

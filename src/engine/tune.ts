@@ -6,8 +6,9 @@
 import { randomFill } from './benchmark';
 import type { Engine } from './device';
 import { BruitError } from './errors';
-import { Graph, type Node } from './graph';
+import { Graph, type Node, type Tensor } from './graph';
 import type { OpDef } from './op';
+import { cast } from './ops/pointwise';
 import { profile } from './profiler';
 import { compile, type Program } from './program';
 import { tuningKey } from './tuning_key';
@@ -28,6 +29,8 @@ export interface TunedOp {
   readonly winner: string;
   /** Variants that disagreed with the general one and are left out. */
   readonly wrong: readonly string[];
+  /** Variants that this adapter or its driver refused. */
+  readonly failed: readonly string[];
 }
 
 export interface TuneOptions {
@@ -60,62 +63,85 @@ export async function tune(engine: Engine, graph: Graph, { signal, onProgress }:
 }
 
 async function tuneNode(engine: Engine, key: string, node: Node): Promise<TunedOp> {
+  const [general, ...others] = node.op.variants!;
+  const previous = engine.tuning.get(key);
   engine.tuning.delete(key);
-  const general = node.op.variants![0]!;
   const candidates = new Map<string, Program>();
   const wrong: string[] = [];
+  const failed: string[] = [];
   try {
     let expected: Float32Array[] | undefined;
     const seen = new Set<string>();
-    for (const variant of [general, 'default', ...node.op.variants!.slice(1)]) {
-      const program = await alone(engine, node, variant === 'default' ? undefined : variant);
-      // Variants fall back to others where the adapter or the shape does not suit them.
-      const what = JSON.stringify(program.steps.map((s) => [s.info.text, s.info.entry, s.workgroups]));
-      const values = seen.has(what) && variant !== 'default' ? undefined : await outputs(program, node);
-      seen.add(what);
-      if (!values) {
-        program.destroy();
-        continue;
-      }
-      expected ??= values;
-      if (values.every((v, i) => agrees(v, expected![i]!))) candidates.set(variant, program);
-      else {
-        wrong.push(variant);
-        program.destroy();
+    for (const variant of [general!, 'default', ...others]) {
+      let program: Program | undefined;
+      try {
+        const made = await alone(engine, node, variant === 'default' ? undefined : variant);
+        program = made.program;
+        // Variants fall back to others where the adapter or the shape does not suit them.
+        const what = JSON.stringify(program.steps.map((s) => [s.info.text, s.info.entry, s.workgroups]));
+        if (seen.has(what)) {
+          if (variant !== 'default') continue;
+          // The general variant is the default: one of the two is enough.
+          candidates.get(general!)?.destroy();
+          candidates.delete(general!);
+        }
+        seen.add(what);
+        const values = await results(made);
+        expected ??= values;
+        if (values.every((v, i) => agrees(v, expected![i]!, made.tolerances[i]!))) {
+          candidates.set(variant, program);
+          program = undefined;
+        } else wrong.push(variant);
+      } catch (e) {
+        // What one variant cannot do (a limit, a shader that a driver refuses) is no reason to lose the others; a lost device is.
+        if (!(e instanceof BruitError) || e.code === 'device') throw e;
+        failed.push(variant);
+      } finally {
+        program?.destroy();
       }
     }
     const times = await race(engine, candidates);
-    const usual = times.default ?? Infinity;
-    const [winner, time] = Object.entries(times).reduce((best, each) => (each[1] < best[1] ? each : best));
-    return { key, op: node.op.name, milliseconds: times, winner: time * margin < usual ? winner : 'default', wrong };
+    const [winner, time] = Object.entries(times).reduce((best, each) => (each[1] < best[1] ? each : best), ['default', Infinity] as [string, number]);
+    return { key, op: node.op.name, milliseconds: times, winner: time * margin < (times.default ?? Infinity) ? winner : 'default', wrong, failed };
+  } catch (e) {
+    if (previous !== undefined) engine.tuning.set(key, previous);
+    throw e;
   } finally {
     for (const program of candidates.values()) program.destroy();
   }
 }
 
+interface Alone {
+  readonly program: Program;
+  readonly outputs: readonly Tensor[];
+  /** By how much of the largest value each may differ from the general variant's: half precision rounds what it stores. */
+  readonly tolerances: readonly number[];
+}
+
 /** The node as a program of its own, on data of the right shapes. */
-async function alone(engine: Engine, { op, inputs, attrs }: Node, variant: string | undefined): Promise<Program> {
+async function alone(engine: Engine, { op, inputs, attrs }: Node, variant: string | undefined): Promise<Alone> {
   const graph = new Graph();
   const leaves = inputs.map((t, i) => graph.input(`input${i}`, t.shape, t.dtype));
   const made = graph.add(op as OpDef<object>, leaves, attrs);
-  const program = await compile(engine, graph, { outputs: made, label: `tuning ${op.name}`, ...(variant !== undefined && { variants: { [op.name]: variant } }) });
+  // Read as f32; the conversion costs every variant the same.
+  const outputs = made.map((t) => (t.dtype === 'f16' ? cast(t, 'f32') : t));
+  const program = await compile(engine, graph, { outputs: [...made, ...outputs], label: `tuning ${op.name}`, ...(variant !== undefined && { variants: { [op.name]: variant } }) });
   leaves.forEach((t) => program.write(t, randomFill(t.dtype, t.shape)));
-  outputsOf.set(program, made);
-  return program;
+  return { program, outputs, tolerances: made.map((t) => (t.dtype === 'f32' ? 1e-4 : t.dtype === 'f16' ? 4e-3 : 0)) };
 }
 
-const outputsOf = new WeakMap<Program, ReturnType<Graph['add']>>();
-
-async function outputs(program: Program, node: Node): Promise<Float32Array[]> {
+/** What a program computes, as numbers. */
+async function results({ program, outputs }: Alone): Promise<Float32Array[]> {
   program.run();
   const values: Float32Array[] = [];
-  // f16 results differ by their rounding, which is not what is looked for here.
-  for (const t of outputsOf.get(program)!) if (t.dtype === 'f32') values.push(await program.read(t));
-  if (node.outputs.length === 0) await program.done();
+  for (const t of outputs) {
+    const raw = await program.readRaw(t);
+    values.push(t.dtype === 'f32' ? new Float32Array(raw) : Float32Array.from(t.dtype === 'i32' ? new Int32Array(raw) : new Uint32Array(raw)));
+  }
   return values;
 }
 
-function agrees(a: Float32Array, b: Float32Array): boolean {
+function agrees(a: Float32Array, b: Float32Array, tolerance: number): boolean {
   let largest = 0;
   let difference = 0;
   for (let i = 0; i < a.length; i++) {
@@ -123,7 +149,7 @@ function agrees(a: Float32Array, b: Float32Array): boolean {
     difference = Math.max(difference, Math.abs(a[i]! - b[i]!));
     if (!Number.isFinite(a[i]!)) return false;
   }
-  return difference <= 1e-4 * largest;
+  return difference <= tolerance * largest;
 }
 
 /** Least milliseconds of one run of each: GPU time where the adapter has timestamps, else wall time of many runs. */
@@ -156,7 +182,7 @@ export function exportTuning(engine: Engine, version: string): TuningTable {
 /** Takes over a stored table if it is this adapter's and this version's; tells whether. A malformed one is not. */
 export function importTuning(engine: Engine, table: unknown, version: string): boolean {
   const t = table as Partial<TuningTable> | null;
-  if (typeof t !== 'object' || t === null || t.adapter !== engine.profile.name || t.version !== version || typeof t.entries !== 'object') return false;
+  if (typeof t !== 'object' || t === null || t.adapter !== engine.profile.name || t.version !== version || typeof t.entries !== 'object' || t.entries === null) return false;
   for (const [key, variant] of Object.entries(t.entries)) if (typeof variant === 'string') engine.tuning.set(key, variant);
   return true;
 }

@@ -8,7 +8,8 @@ const key = (engine: Engine): string => `bruit tuning ${engine.profile.name}`;
 
 /** Takes over this adapter's stored tuning, if there is one of this version; tells whether. */
 export async function loadTuning(engine: Engine): Promise<boolean> {
-  return importTuning(engine, await get(key(engine)), version);
+  // Private windows and opaque origins have no storage: the ops choose by themselves, as on a first visit.
+  return importTuning(engine, await get(key(engine)).catch(() => undefined), version);
 }
 
 /** Stores the engine's tuning. */

@@ -9,7 +9,7 @@ import { writeFileAtomic } from './files';
 /** Where an adapter's tuning is kept: in the user's cache directory, a file for each adapter. */
 export function tuningFile(adapter: string): string {
   const name = adapter.toLowerCase().replace(/[^a-z0-9]+/g, '-').replace(/^-|-$/g, '');
-  return join(process.env.XDG_CACHE_HOME ?? join(homedir(), '.cache'), 'bruit', 'tuning', `${name}.json`);
+  return join(process.env.XDG_CACHE_HOME || join(homedir(), '.cache'), 'bruit', 'tuning', `${name}.json`);
 }
 
 /** Takes over this adapter's stored tuning, if there is one of this version; tells whether. */

@@ -288,6 +288,8 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     const d = gradWeightDimensions(inputs, attrs);
     const name = kernelFor(profile, variant, d.k, 9);
     const kernel = gradWeightKernels[name === 'tiled' ? 'direct' : name];
+    // The direct kernel is what GPUs run, too: there a workgroup must fill their lanes.
+    const lanes = kernel === gradWeightKernels.direct ? (profile.kind === 'gpu' ? 32 : 8) : undefined;
     const byScalars = name === 'broadcast';
     const tapM = roundUp(d.c, byScalars ? 8 : 4);
     const rows = d.n * d.p;
@@ -317,7 +319,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         D_WIDE: store === 4,
         COLUMN_EDGE: d.q % kernel.step !== 0,
       },
-      includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+      includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }) },
       bindings: { x, dy, y: target },
       params: {
         m: d.r * d.s * d.c,
@@ -328,7 +330,6 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         width: d.w,
         dy_height: d.p,
         dy_width: d.q,
-        row_k: roundUp(d.q, 4),
         taps_x: d.s,
         stride: d.stride,
         pad_top: d.padding[0],
@@ -340,7 +341,8 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
         rows,
         upsample: Number(d.upsample),
       },
-      workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
+      ...(lanes && { overrides: { LANES: lanes } }),
+      workgroups: Math.ceil((count(tile) * slices) / (lanes ?? kernel.tilesPerWorkgroup)),
       ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: x.bytes + dy.bytes + numel(target.shape) * 4 } }),
     });
     if ('temp' in target) dispatch(splitSum(target, dw!, slices));

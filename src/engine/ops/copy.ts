@@ -8,7 +8,7 @@ import transposeShader from '../../../shaders/transpose.wgsl';
 import { check } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
 import { defineOp, opTests, type Bindable, type LowerContext, type OpTests, type RefTensor } from '../op';
-import { numel, showShape, strides, type DType, type Shape } from '../shape';
+import { dtypeBytes, numel, showShape, strides, type DType, type Shape } from '../shape';
 import { expand } from './pointwise';
 import { reshape } from './reshape';
 
@@ -73,6 +73,7 @@ export function emitCopy({ dispatch, profile, variant }: Pick<LowerContext<never
     bindings: from ? { x: from, y: to } : { y: to },
     params,
     workgroups: Math.ceil(params.count! / 64),
+    cost: { flops: 0, bytes: dims.reduce((n, d) => n * d.size, 1) * dtypeBytes[to.dtype] * (from ? 2 : 1) },
   });
 }
 
@@ -100,6 +101,7 @@ function emitTransposition({ dispatch, profile, variant }: Pick<LowerContext<nev
     prologue: { T: storedAs(to.dtype, 1), T4: storedAs(to.dtype, 4) },
     bindings: chosen === 'blocks' ? { x_blocks: from, y_blocks: to } : { x: from, y: to },
     params,
+    cost: { flops: 0, bytes: 2 * row.size * column.size * count * dtypeBytes[to.dtype] },
     workgroups: chosen === 'blocks' ? Math.ceil((row.size * column.size * count) / 16 / 64) : Math.ceil(row.size / 32) * Math.ceil(column.size / 32) * count,
   });
   return true;

@@ -63,6 +63,8 @@ function wholeGroups({ batch, channels, groups, pixels }: ReturnType<typeof size
   if (columns * strips > wholeCells) return undefined;
   if (!forced && (pixels * columns) / lanes > wholeElements[kind]) return undefined;
   const blocks = Math.ceil(channels / columns);
+  // Fewer workgroups than a CPU has cores would leave some idle over large images.
+  if (!forced && kind === 'software' && batch * blocks < 8 && pixels * channels > 2 ** 16) return undefined;
   return { lanes, cells: 2 ** Math.ceil(Math.log2(Math.max(8, columns * strips))), params: { batch, pixels, channels, groups, columns, blocks, strips }, workgroups: batch * blocks };
 }
 
