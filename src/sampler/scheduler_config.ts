@@ -14,6 +14,7 @@ import { pndm } from './pndm';
 import { alphasCumprod, makeBetas, rescaleZeroTerminalSnr, type BetaSchedule, type TimestepSpacing } from './schedules';
 import type { PredictionType } from './prediction';
 import type { SamplerProgram } from './program';
+import { unclip } from './unclip';
 import { unipc } from './unipc';
 
 /** A complete configuration: every key of every class, those that the class lacks at the value that means "off". */
@@ -168,6 +169,12 @@ const CLASSES = {
     keys: [...SOLVER, 'algorithm_type', 'lambda_min_clipped', 'variance_type'],
     defaults: LINSPACE,
     allowed: { algorithm_type: ['dpmsolver', 'dpmsolver++', 'deis'], timestep_spacing: ['linspace'] },
+  },
+  UnCLIPScheduler: {
+    build: unclip,
+    keys: [...CLIPPING, 'variance_type'],
+    defaults: { clip_sample: true, variance_type: 'fixed_small_log', beta_schedule: 'squaredcos_cap_v2' },
+    allowed: { variance_type: ['fixed_small_log', 'learned_range'], prediction_type: ['epsilon', 'sample'], beta_schedule: ['squaredcos_cap_v2'] },
   },
   UniPCMultistepScheduler: { build: unipc, keys: [...SOLVER, 'predict_x0', 'disable_corrector'], defaults: { ...LINSPACE, solver_type: 'bh2' } },
 } as const satisfies Record<string, ClassSpec>;
