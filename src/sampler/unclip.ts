@@ -1,7 +1,7 @@
 import { check } from '../engine/errors';
 import { boundOf, predict } from './prediction';
 import { bounded, combine, finishProgram, NOISE, SAMPLE, type SamplerProgram, type StepDraft } from './program';
-import type { NoiseTables, SchedulerConfig } from './scheduler_config';
+import type { NoiseTables, SamplerOptions, SchedulerConfig } from './scheduler_config';
 import { roundHalfEven } from './schedules';
 
 const f32 = Math.fround;
@@ -10,7 +10,7 @@ const f32 = Math.fround;
  * DDPM as DALL·E 2 samples it (diffusers' UnCLIPScheduler): over time steps that include both ends of the schedule, each step going to the next of them.
  * `learned_range` reads the model's variance; `fixed_small_log` is the posterior's variance. No noise is drawn at t = 0.
  */
-export function unclip(config: SchedulerConfig, { betas, alphasCumprod }: NoiseTables, { numInferenceSteps: count }: { numInferenceSteps: number }): SamplerProgram {
+export function unclip(config: SchedulerConfig, { betas, alphasCumprod }: NoiseTables, { numInferenceSteps: count, begin }: SamplerOptions & { numInferenceSteps: number }): SamplerProgram {
   const { num_train_timesteps: total, variance_type: variance, prediction_type } = config;
   check(count >= 2 && count <= total, 'config', () => `numInferenceSteps is ${count}; allowed: 2 (the first and the last time step) to num_train_timesteps (${total})`);
   const ratio = (total - 1) / (count - 1);
@@ -38,5 +38,5 @@ export function unclip(config: SchedulerConfig, { betas, alphasCumprod }: NoiseT
       ...(learned && { logStd: [(Math.log(beta) + Math.log(betaTilde)) / 4, (Math.log(beta) - Math.log(betaTilde)) / 4] as const }),
     };
   });
-  return finishProgram(config._class_name, drafts, { bound, varianceHalf: learned ? variance : 'unused' });
+  return finishProgram(config._class_name, drafts, { bound, varianceHalf: learned ? variance : 'unused', begin });
 }

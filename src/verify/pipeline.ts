@@ -100,7 +100,7 @@ async function recordedRun(engine: Engine, folder: CaseFolder, { name, entry, re
     const tensor = typeof value === 'string' ? /^tensor (\S+)$/.exec(value)?.[1] : undefined;
     // What JSON could not hold is in the entry itself.
     const written = value === 'dict' ? entry[key] : value;
-    call[key] = tensor === undefined ? written : { shape: record.tensors.get(tensor)?.shape, data: await record.readF32(tensor) };
+    call[key] = tensor === undefined ? written : await recordedArgument(folder, record, tensor);
   }
   const draws: RecordedTensor[] = [];
   for (let i = 0; record.tensors.has(`draw.${i}`); i++) draws.push({ shape: record.tensors.get(`draw.${i}`)!.shape, data: await record.readF32(`draw.${i}`) });
@@ -108,13 +108,31 @@ async function recordedRun(engine: Engine, folder: CaseFolder, { name, entry, re
     engine,
     name,
     pipeline: entry.pipeline as string,
-    folder: elsewhere === undefined ? folder.model : overlayFolder(folder.model, siblingFolder(folder.model, elsewhere)),
+    folder: elsewhere === undefined ? await pipelineFolder(folder, entry.pipeline as string) : overlayFolder(folder.model, siblingFolder(folder.model, elsewhere)),
     call,
     schedulers: isJsonObject(entry.schedulers) ? (entry.schedulers as Record<string, object>) : {},
     entry,
     draws: new RecordedDraws(draws, `${folder.name}: ${name}`),
     ...(lora && { lora }),
   };
+}
+
+/** Arguments that several runs share are not in the run's own file, but with the texts, without `in.`. */
+async function recordedArgument(folder: CaseFolder, record: TensorStore, name: string): Promise<RecordedTensor> {
+  const texts = 'runs/text.safetensors';
+  const [store, key] = record.tensors.has(name) || !folder.files.includes(texts) ? [record, name] : [await folder.tensors(texts), name.replace(/^in\./, '')];
+  return { data: await store.readF32(key), shape: store.tensors.get(key)!.shape };
+}
+
+/** The folder with the run's model_index.json: a case may hold several pipelines (the stages of a cascade), each in a sub-folder. */
+async function pipelineFolder(folder: CaseFolder, pipeline: string): Promise<ModelFolder> {
+  for (const file of folder.files) {
+    const path = /^([^/]+)\/model_index\.json$/.exec(file)?.[1];
+    if (path === undefined) continue;
+    const index = await folder.json(file);
+    if (isJsonObject(index) && index._class_name === pipeline) return siblingFolder(folder.model, path);
+  }
+  return folder.model;
 }
 
 /** An argument that was given as a tensor. */
