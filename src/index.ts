@@ -37,4 +37,8 @@ export { openSafetensors, openSharded, writeSafetensors, type TensorStore } from
 export { blobSource, bytesSource, urlSource, type ByteSource } from './io/source';
 export { urlFolder, type ModelFolder } from './io/folder';
 export { encodePng, imageGrid } from './io/png';
+export { DiTPipeline, type DiTCall } from './pipelines/dit';
+export { IFPipeline, IFSuperResolutionPipeline, type IFCall, type IFSuperResolutionCall, type PromptEmbeds } from './pipelines/deepfloyd_if';
+export { UnCLIPImageVariationPipeline, UnCLIPPipeline, type UnCLIPCall, type UnCLIPImageVariationCall } from './pipelines/unclip';
+export type { PipelineCall, PipelineImages } from './pipelines/stage';
 export { DDPMPipeline, type GenerateOptions, type GeneratedImages } from './pipelines/ddpm';

@@ -4,7 +4,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { Engine } from '../src/engine/device';
 import { testDevice } from './helpers/device';
 import { goldenPath } from './helpers/golden';
-import { modelGoldens, schedulerGoldens, trainingGoldens, modelCases } from './helpers/golden_cases';
+import { modelGoldens, pipelineGoldens, schedulerGoldens, trainingGoldens, modelCases } from './helpers/golden_cases';
 
 const engine = await Engine.create({ device: await testDevice() });
 // Default limits: what runs there runs everywhere.
@@ -30,4 +30,8 @@ describe('schedulers of diffusers 0.21.4', async () => {
 
 describe('training', () => {
   for (const check of trainingGoldens(read)) test(check.name, () => check.run(engine));
+});
+
+describe('pipelines', () => {
+  for (const check of pipelineGoldens(read)) test(check.name, () => check.run(defaultEngine));
 });

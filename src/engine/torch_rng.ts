@@ -5,12 +5,16 @@
  */
 import { BruitError } from './errors';
 import { philox4x32, seedKey, type U32x2 } from './rng';
-import { numel, type Shape } from './shape';
+import { numel, showShape, type Shape } from './shape';
 
-/** Draws continue from call to call, as those of one torch.Generator do. */
-export interface TorchGenerator {
+/** Where a pipeline takes its normal draws from. */
+export interface NormalSource {
   /** Standard normal, float32. */
   randn(shape: Shape): Float32Array;
+}
+
+/** Draws continue from call to call, as those of one torch.Generator do. */
+export interface TorchGenerator extends NormalSource {
   /** Uniform in [0, 1), float32. */
   rand(shape: Shape): Float32Array;
   /** Integers from `low` to `high` − 1. */
@@ -181,4 +185,28 @@ function cudaBoxMuller(x: number, y: number): [number, number] {
   const turn = f32(2 ** -32 * 2 * Math.PI);
   const angle = f32(f32(f32(y) * turn) + f32(turn / 2));
   return [radius * Math.sin(angle), radius * Math.cos(angle)];
+}
+
+/** Draws that were recorded, played back in order in place of a generator. */
+export class RecordedDraws implements NormalSource {
+  private next = 0;
+
+  /** @param of What was recorded, for messages. */
+  constructor(
+    private readonly draws: readonly { readonly shape: Shape; readonly data: Float32Array }[],
+    private readonly of: string,
+  ) {}
+
+  /** Draws that nobody asked for yet. */
+  get left(): number {
+    return this.draws.length - this.next;
+  }
+
+  randn(shape: Shape): Float32Array {
+    const draw = this.draws[this.next];
+    if (!draw) throw new BruitError('input', `${this.of}: draw ${this.next} ${showShape(shape)} was asked for, but ${this.draws.length} are recorded`);
+    if (numel(draw.shape) !== numel(shape)) throw new BruitError('input', `${this.of}: draw ${this.next} is recorded as ${showShape(draw.shape)}, but ${showShape(shape)} was asked for`);
+    this.next++;
+    return draw.data;
+  }
 }

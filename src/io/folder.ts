@@ -32,6 +32,25 @@ export function urlFolder(base: string, options: { fetch?: typeof fetch } = {}):
   };
 }
 
+/** `top`, and where it lacks a file `base`. */
+export function overlayFolder(top: ModelFolder, base: ModelFolder): ModelFolder {
+  const holder = async (path: string): Promise<ModelFolder> => ((await top.has(path)) ? top : base);
+  return {
+    name: top.name,
+    has: async (path) => (await top.has(path)) || base.has(path),
+    text: async (path) => (await holder(path)).text(path),
+    source: async (path) => (await holder(path)).source(path),
+  };
+}
+
+/** The folder at `path` from `folder`: `unet`, or `../other`. */
+export const siblingFolder = (folder: ModelFolder, path: string): ModelFolder => ({
+  name: `${folder.name}/${path}`,
+  has: (file) => folder.has(`${path}/${file}`),
+  text: (file) => folder.text(`${path}/${file}`),
+  source: (file) => folder.source(`${path}/${file}`),
+});
+
 export async function readJson(folder: ModelFolder, path: string): Promise<Record<string, unknown>> {
   const text = await folder.text(path);
   try {

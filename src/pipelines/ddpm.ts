@@ -9,6 +9,7 @@ import { Parameters, WeightStore } from '../model/parameters';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
 import { Graph } from '../engine/graph';
 import { createGpuSampler, type GpuSampler, type SamplerPreview } from '../sampler/sample';
+import { drawNoise, recordSteps, type PipelineCall } from './stage';
 import { convertSchedulerConfig, createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerClass, type SchedulerConfig } from '../sampler/scheduler_config';
 
 /** Short names of schedulers, as command lines and pages show them. */
@@ -43,7 +44,7 @@ export interface GenerateOptions {
   /** Denoising steps, 50 by default. */
   readonly steps?: number;
   /** Another scheduler than the folder's own. */
-  readonly scheduler?: SchedulerName;
+  readonly scheduler?: SchedulerName | SchedulerConfig;
   /** Keyword arguments of the scheduler's step: `eta` for DDIM, …. */
   readonly schedulerOptions?: Omit<SamplerOptions, 'numInferenceSteps'>;
   /** Classifier-free guidance scale; the folder's own by default, 1 for none. */
@@ -60,6 +61,9 @@ export interface GenerateOptions {
   /** Model evaluations done of all; first 0, when everything is compiled. */
   readonly onProgress?: (done: number, total: number) => void;
   readonly onPreview?: (preview: SamplerPreview, firstImage: number) => void;
+  /** As for every pipeline; all images are then computed at once. */
+  readonly generator?: PipelineCall['generator'];
+  readonly onRecord?: PipelineCall['onRecord'];
 }
 
 export interface GeneratedImages {
@@ -129,8 +133,8 @@ export class DDPMPipeline {
     check(guidanceScale === 1 || this.guidance, 'input', () => `${this.name}: guidance needs a null label, which bruit.json of the folder would name`);
 
     const labels = o.labels && Int32Array.from({ length: count }, (_, i) => o.labels![i % o.labels!.length]!);
-    const program = createSampler(o.scheduler ? convertSchedulerConfig(this.scheduler, schedulerNames[o.scheduler]) : this.scheduler, { numInferenceSteps: steps, ...o.schedulerOptions });
-    const batch = Math.min(o.batchSize ?? 32, count);
+    const program = createSampler(typeof o.scheduler === 'string' ? convertSchedulerConfig(this.scheduler, schedulerNames[o.scheduler]) : (o.scheduler ?? this.scheduler), { numInferenceSteps: steps, ...o.schedulerOptions });
+    const batch = o.generator || o.onRecord ? count : Math.min(o.batchSize ?? 32, count);
     const shape = [batch, unet.in_channels, size[0], size[1]] as const;
     const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
     let parameters: Parameters | undefined;
@@ -146,6 +150,8 @@ export class DDPMPipeline {
       ...(labels && { labels: batchLabels(0)! }),
       ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
       preview: o.onPreview !== undefined,
+      ...drawNoise(o.generator, program, shape),
+      record: o.onRecord !== undefined,
     });
     try {
       const per = shape[1] * shape[2] * shape[3];
@@ -158,13 +164,20 @@ export class DDPMPipeline {
         await sampler.run({
           ...(o.signal && { signal: o.signal }),
           onProgress: (done) => o.onProgress?.(before + done, evaluations),
-          ...(o.onPreview && { onPreview: (p: SamplerPreview) => o.onPreview!(p, first) }),
+          ...((o.onPreview || o.onRecord) && {
+            onPreview: (p: SamplerPreview) => {
+              o.onPreview?.(p, first);
+              if (o.onRecord) recordSteps(o.onRecord)(p);
+            },
+          }),
         });
         const sample = await sampler.read();
         // [-1,1] to [0,1]
         const used = Math.min(batch, count - first) * per;
         for (let i = 0; i < used; i++) images[first * per + i] = Math.min(Math.max(sample[i]! / 2 + 0.5, 0), 1);
       }
+      o.onRecord?.('timesteps', Float32Array.from(program.timesteps));
+      o.onRecord?.('image', images);
       return { images, shape: [count, shape[1], shape[2], shape[3]], labels };
     } finally {
       sampler.destroy();

@@ -8,7 +8,7 @@ const f32 = Math.fround;
 
 /** DDIM (Song et al. 2020, eq. 12): deterministic for eta 0, DDPM's noise for eta 1. Noise is drawn in every step when eta > 0, the last too. */
 export function ddim(config: SchedulerConfig, { alphasCumprod }: NoiseTables, options: SamplerOptions & { numInferenceSteps: number }): SamplerProgram {
-  const { numInferenceSteps: count, eta = 0, use_clipped_model_output: reuseBounded = false } = options;
+  const { numInferenceSteps: count, begin, eta = 0, use_clipped_model_output: reuseBounded = false } = options;
   const { num_train_timesteps: total, prediction_type } = config;
   check(count <= total, 'config', () => `numInferenceSteps is ${count}; allowed: at most num_train_timesteps (${total})`);
   check(Number.isFinite(eta) && eta >= 0, 'config', () => `eta is ${eta}; allowed: a number of at least 0`);
@@ -33,14 +33,14 @@ export function ddim(config: SchedulerConfig, { alphasCumprod }: NoiseTables, op
       drawsNoise: eta > 0,
     };
   });
-  return finishProgram(config._class_name, drafts, { bound });
+  return finishProgram(config._class_name, drafts, { bound, begin });
 }
 
 /**
  * DDIM run backwards, from an image to its noise (diffusers' DDIMInverseScheduler): each step goes from alphas_cumprod at the time step to that one
  * stride later. The first time step lies before 0, where the sample is clean; the model is given that number as it is.
  */
-export function ddimInverse(config: SchedulerConfig, { alphasCumprod }: NoiseTables, { numInferenceSteps: count }: { numInferenceSteps: number }): SamplerProgram {
+export function ddimInverse(config: SchedulerConfig, { alphasCumprod }: NoiseTables, { numInferenceSteps: count, begin }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { num_train_timesteps: total, timestep_spacing: spacing } = config;
   check(count <= total, 'config', () => `numInferenceSteps is ${count}; allowed: at most num_train_timesteps (${total})`);
   const ascending = (spacing === 'leading' ? spacedTimesteps(spacing, total, count, config.steps_offset, true) : trailingTimesteps(total, count)).reverse();
@@ -57,5 +57,5 @@ export function ddimInverse(config: SchedulerConfig, { alphasCumprod }: NoiseTab
       next: combine([Math.sqrt(target), bounded(bound, predicted.x0)], [Math.sqrt(1 - target), predicted.epsilon]),
     };
   });
-  return finishProgram(config._class_name, drafts, { bound });
+  return finishProgram(config._class_name, drafts, { bound, begin });
 }

@@ -43,5 +43,5 @@ export function ddpm(config: SchedulerConfig, { alphasCumprod }: NoiseTables, op
       ...(variance === 'learned_range' && { logStd: [(Math.log(beta) + Math.log(betaTilde)) / 4, (Math.log(beta) - Math.log(betaTilde)) / 4] as const }),
     };
   });
-  return finishProgram(config._class_name, drafts, { bound, varianceHalf: learned ? variance : 'unused' });
+  return finishProgram(config._class_name, drafts, { bound, varianceHalf: learned ? variance : 'unused', begin: options.begin });
 }

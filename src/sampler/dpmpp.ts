@@ -70,7 +70,7 @@ function integratorWeights(algorithm: SchedulerConfig['algorithm_type'], { alpha
  * DPM-Solver and DPM-Solver++ (Lu et al. 2022), multi-step, orders 1 to 3, and their SDE versions of orders 1 and 2. Orders are built up over the first
  * steps; with `lower_order_final` and fewer than 15 steps they go down again at the end.
  */
-export function dpmSolverMultistep(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps }: { numInferenceSteps: number }): SamplerProgram {
+export function dpmSolverMultistep(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps, begin = 0 }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { algorithm_type: algorithm, solver_order: order, solver_type } = config;
   const process = logSnrTables(tables);
   const { lambda } = process;
@@ -90,7 +90,7 @@ export function dpmSolverMultistep(config: SchedulerConfig, tables: NoiseTables,
     const left = config.lower_order_final && count < 15 ? count - i : order;
     const h = lambda[t]! - lambda[s0]!;
     const terms: [number, Linear][] = [[w.sample, SAMPLE], [w.d0, m0], [w.noise, NOISE]];
-    const steps = Math.min(order, i + 1, left);
+    const steps = Math.min(order, i - begin + 1, left);
     if (steps >= 2) {
       const m1 = slot(ring(i - 1));
       const r0 = (lambda[s0]! - lambda[timesteps[i - 1]!]!) / h;
@@ -105,7 +105,7 @@ export function dpmSolverMultistep(config: SchedulerConfig, tables: NoiseTables,
     }
     return { ...draft, next: combine(...terms) };
   });
-  return finishProgram(config._class_name, drafts, { sigmas, bound });
+  return finishProgram(config._class_name, drafts, { sigmas, bound, begin });
 }
 
 /** The order of each evaluation: every group 1, 2, ..., order makes one single-step update; what is left over is done at lower order. */
@@ -119,7 +119,7 @@ function singlestepOrders(count: number, order: number, lowerOrderFinal: boolean
 }
 
 /** DPM-Solver and DPM-Solver++ in their single-step form: evaluations within a group start again from the group's first sample. */
-export function dpmSolverSinglestep(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps }: { numInferenceSteps: number }): SamplerProgram {
+export function dpmSolverSinglestep(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps, begin = 0 }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { algorithm_type: algorithm, solver_order: maxOrder, solver_type } = config;
   const process = logSnrTables(tables);
   const { lambda } = process;
@@ -132,7 +132,8 @@ export function dpmSolverSinglestep(config: SchedulerConfig, tables: NoiseTables
   const drafts = timesteps.map((s0, i): StepDraft => {
     const t = timesteps[i + 1] ?? 0;
     const { predX0, value: m0 } = solverValue(config, bound, process.alpha[s0]!, process.sigma[s0]!, algorithm === 'dpmsolver++');
-    const order = orders[i]!;
+    // A run that begins within a group has nothing to go on from but its own samples.
+    const order = Math.max(1, Math.min(orders[i]!, i - begin + 1));
     const first = timesteps[i - order + 1]!;
     const store = maxOrder > 1 ? [{ slot: ring(i), value: m0 }] : [];
     if (order === 1 && maxOrder > 1) store.push({ slot: START, value: SAMPLE });
@@ -157,5 +158,5 @@ export function dpmSolverSinglestep(config: SchedulerConfig, tables: NoiseTables
     const curvature = combine([2 / (r0 - r1), far], [-2 / (r0 - r1), near]);
     return { ...draft, next: combine(...base, [w.d0, m2], [w.heun, slope], [w.d2, curvature]) };
   });
-  return finishProgram(config._class_name, drafts, { sigmas, bound });
+  return finishProgram(config._class_name, drafts, { sigmas, bound, begin });
 }

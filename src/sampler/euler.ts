@@ -35,7 +35,7 @@ export const inputScale = (sigma: number): number => 1 / Math.sqrt(sigma ** 2 + 
  * where s_tmin <= sigma <= s_tmax; a draw is taken in every step in any case.
  */
 export function euler(config: SchedulerConfig, tables: NoiseTables, options: SamplerOptions & { numInferenceSteps: number }): SamplerProgram {
-  const { s_churn: churn = 0, s_tmin = 0, s_tmax = Infinity, s_noise = 1 } = options;
+  const { begin, s_churn: churn = 0, s_tmin = 0, s_tmax = Infinity, s_noise = 1 } = options;
   const { timesteps, sigmas, initNoiseSigma } = sigmaSchedule(config, tables, options.numInferenceSteps);
   const drafts = timesteps.map((timestep, i): StepDraft => {
     const sigma = sigmas[i]!;
@@ -46,5 +46,5 @@ export function euler(config: SchedulerConfig, tables: NoiseTables, options: Sam
     const ratio = (sigmas[i + 1]! - sigmaHat) / sigmaHat;
     return { timestep, inputScale: inputScale(sigma), predX0, next: combine([1 + ratio, x], [-ratio, predX0]), drawsNoise: true };
   });
-  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas });
+  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas, begin });
 }

@@ -4,7 +4,7 @@ import { combine, finishProgram, NOISE, SAMPLE, type SamplerProgram, type StepDr
 import type { NoiseTables, SchedulerConfig } from './scheduler_config';
 
 /** Euler steps down past the next sigma, then fresh noise up to it (k-diffusion's sample_euler_ancestral); a draw is taken in every step. */
-export function eulerAncestral(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps }: { numInferenceSteps: number }): SamplerProgram {
+export function eulerAncestral(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps, begin }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { timesteps, sigmas, initNoiseSigma } = sigmaSchedule(config, tables, numInferenceSteps);
   const drafts = timesteps.map((timestep, i): StepDraft => {
     const [from, to] = [sigmas[i]!, sigmas[i + 1]!];
@@ -14,5 +14,5 @@ export function eulerAncestral(config: SchedulerConfig, tables: NoiseTables, { n
     // x + (x - x0) / from * (down - from)
     return { timestep, inputScale: inputScale(from), predX0, next: combine([down / from, SAMPLE], [1 - down / from, predX0], [up, NOISE]), drawsNoise: true };
   });
-  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas });
+  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas, begin });
 }

@@ -10,7 +10,7 @@ const SLOPE = 1;
  * Heun's second-order method (Karras et al. 2022, algorithm 1): an Euler step, then the step again with the mean of the slopes at both ends. Two model
  * evaluations per step but the last, whose end has sigma 0.
  */
-export function heun(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps }: { numInferenceSteps: number }): SamplerProgram {
+export function heun(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps, begin = 0 }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { timesteps, sigmas, initNoiseSigma } = sigmaSchedule(config, tables, numInferenceSteps);
   const bound = boundOf(config);
   const drafts = timesteps.flatMap((timestep, i): StepDraft[] => {
@@ -30,5 +30,5 @@ export function heun(config: SchedulerConfig, tables: NoiseTables, { numInferenc
     ];
   });
   const doubled = Array.from(sigmas).flatMap((sigma, i) => (i === 0 || i === sigmas.length - 1 ? [sigma] : [sigma, sigma]));
-  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas: doubled, bound });
+  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas: doubled, bound, begin });
 }

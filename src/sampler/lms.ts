@@ -9,7 +9,7 @@ import type { NoiseTables, SamplerOptions, SchedulerConfig } from './scheduler_c
  * slopes is integrated exactly.
  */
 export function lms(config: SchedulerConfig, tables: NoiseTables, options: SamplerOptions & { numInferenceSteps: number }): SamplerProgram {
-  const { order = 4 } = options;
+  const { order = 4, begin = 0 } = options;
   check(Number.isInteger(order) && order >= 1 && order <= MAX_SLOTS + 1, 'config', () => `order is ${order}; allowed: an integer from 1 to ${MAX_SLOTS + 1}`);
   const { timesteps, sigmas, initNoiseSigma } = sigmaSchedule(config, tables, options.numInferenceSteps);
   const ring = (i: number): number => i % (order - 1);
@@ -17,7 +17,7 @@ export function lms(config: SchedulerConfig, tables: NoiseTables, options: Sampl
     const sigma = sigmas[i]!;
     const predX0 = predictX0FromSigma(config.prediction_type, sigma);
     const slope = combine([1 / sigma, SAMPLE], [-1 / sigma, predX0]);
-    const nodes = Array.from({ length: Math.min(i + 1, order) }, (_, back) => sigmas[i - back]!);
+    const nodes = Array.from({ length: Math.max(1, Math.min(i - begin + 1, order)) }, (_, back) => sigmas[i - back]!);
     const terms = nodes.map((_, k) => [integrateLagrange(nodes, k, sigma, sigmas[i + 1]!), k === 0 ? slope : slot(ring(i - k))] as const);
     return {
       timestep,
@@ -27,7 +27,7 @@ export function lms(config: SchedulerConfig, tables: NoiseTables, options: Sampl
       store: order > 1 ? [{ slot: ring(i), value: slope }] : [],
     };
   });
-  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas });
+  return finishProgram(config._class_name, drafts, { initNoiseSigma, sigmas, begin });
 }
 
 /** Integral from `from` to `to` of the polynomial that is 1 at nodes[k] and 0 at the other nodes. */

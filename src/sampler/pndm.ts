@@ -16,12 +16,13 @@ const ADAMS_BASHFORTH = [[1], [3 / 2, -1 / 2], [23 / 12, -16 / 12, 5 / 12], [55 
  * Pseudo numerical methods (Liu et al. 2022). Three Runge-Kutta steps of four evaluations each start the multi-step method, or, with skip_prk_steps
  * (PLMS, as Stable Diffusion runs it), one step evaluated twice.
  */
-export function pndm(config: SchedulerConfig, { alphasCumprod }: NoiseTables, { numInferenceSteps: count }: { numInferenceSteps: number }): SamplerProgram {
+export function pndm(config: SchedulerConfig, { alphasCumprod }: NoiseTables, { numInferenceSteps: count, begin = 0 }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { num_train_timesteps: total, prediction_type, skip_prk_steps: skipPrk } = config;
   const stride = Math.floor(total / count);
   const half = Math.floor(stride / 2);
   const ascending = spacedTimesteps(config.timestep_spacing, total, count, config.steps_offset, true).reverse();
   check(skipPrk || count >= 4, 'config', () => `numInferenceSteps is ${count}; allowed: at least 4 with skip_prk_steps false (the first three are Runge-Kutta steps)`);
+  check(skipPrk || begin === 0, 'config', () => 'a run cannot begin within the Runge-Kutta steps of PNDM; set skip_prk_steps');
   const finalAlphaBar = config.set_alpha_to_one ? 1 : alphasCumprod[0]!;
 
   /** PNDM eq. 11: from t to s along the direction of `output`, which is epsilon or v. */
@@ -57,7 +58,8 @@ export function pndm(config: SchedulerConfig, { alphasCumprod }: NoiseTables, { 
     });
   }
   const visits = skipPrk ? [...ascending.slice(0, -1), ...ascending.slice(-2, -1), ...ascending.slice(-1)].reverse() : ascending.slice(0, -3).reverse();
-  visits.forEach((timestep, i) => {
+  // A later begin starts the method anew there, as diffusers has it: its first time step is the one that is evaluated twice.
+  visits.slice(begin).forEach((timestep, i) => {
     const draft = { timestep, predX0: preview(timestep) };
     if (skipPrk && i === 1) {
       const mean = combine([1 / 2, OUTPUT], [1 / 2, past(1)]);
@@ -71,5 +73,6 @@ export function pndm(config: SchedulerConfig, { alphasCumprod }: NoiseTables, { 
     drafts.push({ ...draft, next: transfer(SAMPLE, timestep, timestep - stride, output), store });
     kept++;
   });
-  return finishProgram(config._class_name, drafts, {});
+  const program = finishProgram(config._class_name, drafts, {});
+  return { ...program, timesteps: [...visits.slice(0, begin), ...program.timesteps] };
 }

@@ -91,7 +91,7 @@ export interface SamplerProgram {
   readonly steps: readonly SamplerStep[];
   /** The start sample is standard normal noise times this. */
   readonly initNoiseSigma: number;
-  /** diffusers' `scheduler.timesteps`; one per step. */
+  /** diffusers' `scheduler.timesteps`: one per step, and before them those of steps that are left out (`begin`). */
   readonly timesteps: readonly number[];
   /** diffusers' `scheduler.sigmas`, where the class has them. */
   readonly sigmas: readonly number[] | null;
@@ -121,11 +121,11 @@ export interface StepDraft {
 export function finishProgram(
   className: string,
   drafts: readonly StepDraft[],
-  rest: { initNoiseSigma?: number; sigmas?: ArrayLike<number> | null; bound?: Bound; varianceHalf?: VarianceHalf },
+  rest: { initNoiseSigma?: number; sigmas?: ArrayLike<number> | null; bound?: Bound; varianceHalf?: VarianceHalf; begin?: number | undefined },
 ): SamplerProgram {
   let noiseDraws = 0;
   let slots = 0;
-  const steps = drafts.map((draft): SamplerStep => {
+  const steps = drafts.slice(rest.begin).map((draft): SamplerStep => {
     const store = draft.store ?? [];
     const rows = [draft.predX0, draft.next, ...store.map((s) => s.value)];
     if (store.length > 2) throw new Error(`${className}: a step stores ${store.length} slots, the kernel writes at most 2`);
@@ -150,7 +150,7 @@ export function finishProgram(
     className,
     steps,
     initNoiseSigma: rest.initNoiseSigma ?? 1,
-    timesteps: steps.map((s) => s.timestep),
+    timesteps: drafts.map((s) => s.timestep),
     sigmas: rest.sigmas ? Array.from(rest.sigmas) : null,
     bound: rest.bound ?? { kind: 'none' },
     varianceHalf: rest.varianceHalf ?? 'unused',

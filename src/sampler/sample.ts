@@ -5,11 +5,15 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { Graph, type Tensor } from '../engine/graph';
+import { slice } from '../engine/ops/copy';
+import { embedding } from '../engine/ops/embedding';
 import { guidance as guide } from '../engine/ops/guidance';
-import { scale } from '../engine/ops/pointwise';
+import { add, div, mul, scale, sqrt, square, sub } from '../engine/ops/pointwise';
 import { randomNormal } from '../engine/ops/random';
 import { samplerInput, samplerStep, type SamplerState, type SamplerStepOptions } from '../engine/ops/sampler_step';
-import { compile, type BufferView, type Program } from '../engine/program';
+import { copyInto } from '../engine/ops/state';
+import { mean } from '../engine/ops/sum';
+import { compile, tensorUsage, type BufferView, type Program } from '../engine/program';
 import { RngStream, seedKey } from '../engine/rng';
 import { numel, showShape } from '../engine/shape';
 import { packProgram, STEP_STRIDE, type SamplerProgram } from './program';
@@ -22,11 +26,21 @@ export interface SamplerInputs {
   readonly sampleOffset?: number;
   /** One label per image: class numbers (Int32Array), or D numbers each (Float32Array of N·D). Type and size are fixed by the first ones. */
   readonly labels?: Int32Array | Float32Array;
-  /** Standard normal start noise [N, C, H, W] as in diffusers, to be multiplied by `initNoiseSigma` here; `null` draws it from the seed again. */
+  /** Standard normal start noise [N, C, H, W] as in diffusers, which `start` makes the start sample of; `null` draws it from the seed again. */
   readonly latents?: Float32Array | null;
   /** The recorded draws of a run [noiseDraws, N, C, H, W], where the sampler was made for them. */
   readonly noise?: Float32Array;
   readonly guidanceScale?: number;
+}
+
+/** What the graph of a step knows beside its inputs. */
+export interface StepContext {
+  /** The start noise of the run: standard normal, [N, C, H, W]. */
+  readonly noise: Tensor;
+  /** A row of numbers for each step of the program, looked up on the GPU: f32 [1, width]. */
+  perStep(name: string, rows: readonly (readonly number[])[]): Tensor;
+  /** Keeps a value of each step for {@link SamplerPreview.recorded}; does nothing unless the sampler records. */
+  record(name: string, value: Tensor): void;
 }
 
 export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> {
@@ -37,13 +51,23 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
    * Adds the model to the graph: `x` f32 [N, C, H, W] is already scaled, `timestep` is f32 [N], `labels` is i32 or f32 [N] (or f32 [N, D]);
    * N is twice as large under guidance. Returns [N, C, H, W], or [N, 2C, H, W] with a variance half.
    */
-  readonly model: (graph: Graph, x: Tensor, timestep: Tensor, labels: Tensor | undefined) => Tensor;
-  /** Memory of the model's weights; asked for after `model` has made them. */
+  readonly model: (graph: Graph, x: Tensor, timestep: Tensor, labels: Tensor | undefined, step: StepContext) => Tensor;
+  /** Adds the start sample to a graph of its own, given standard normal noise [N, C, H, W]; noise · `initNoiseSigma` by default. */
+  readonly start?: (noise: Tensor) => Tensor;
+  /** Replaces the sample [N, C, H, W] after each step (inpainting: what is kept of the image). */
+  readonly after?: (sample: Tensor, step: StepContext) => Tensor;
+  /** Memory of parameters that `model`, `start` and `after` have made; asked for afterwards. */
   readonly bindings?: () => ReadonlyMap<Tensor, BufferView>;
-  /** Classifier-free guidance: u + scale · (c − u), u being the model's output for `nullLabel`. Needs `labels`. */
-  readonly guidance?: { readonly scale: number; readonly nullLabel: number };
+  /**
+   * Classifier-free guidance: u + scale · (c − u). The model sees a doubled batch, u's half first: labels are `nullLabel` there, and where
+   * the sampler has no labels the model knows by itself what to compare. `rescale` brings the result's standard deviation so far back to that of
+   * c (Lin et al. 2023, section 3.4).
+   */
+  readonly guidance?: { readonly scale: number; readonly nullLabel?: number; readonly rescale?: number };
   /** Keep the predicted x0 of each step, so that runs may show previews. */
   readonly preview?: boolean;
+  /** Previews also deliver what steps were given and computed, under the names of {@link SamplerPreview.recorded}. */
+  readonly record?: boolean;
 }
 
 /** The state after step `step` (from 0) of `total`. Arrays are [N, C, H, W] and the receiver's own. */
@@ -54,6 +78,11 @@ export interface SamplerPreview {
   readonly sample: Float32Array;
   /** The predicted x0, bounded as the program bounds it. */
   readonly x0: Float32Array;
+  /**
+   * Only of samplers made with `record`: `step_sample` (what the step was given), `model_output` (after guidance), `latents` (what the
+   * scheduler returned, before `after`), and what the model recorded.
+   */
+  readonly recorded: Readonly<Record<string, Float32Array>>;
 }
 
 export interface SamplerRunOptions {
@@ -73,7 +102,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const [n, channels] = shape;
   const copies = guidance ? 2 : 1;
   check(program.steps.length > 0, 'config', () => `${program.className}: a program without steps`);
-  check(!guidance || labels, 'input', () => 'guidance needs labels: it compares predictions with and without them');
+  check(!guidance || !labels || guidance.nullLabel !== undefined, 'input', () => 'guidance needs the null label: it compares predictions with and without labels');
 
   const graph = new Graph();
   const state: SamplerState = {
@@ -95,38 +124,79 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   }
 
   const { input, timestep, draw } = samplerInput(state, copies);
-  let output = options.model(graph, input, timestep, labelInput);
-  if (guidance) output = guide(output, guidanceScale, channels);
+  const recorded = new Map<string, Tensor>();
+  const step: StepContext = {
+    noise: graph.parameter('sampler.noise', shape),
+    perStep(name, rows) {
+      const width = rows[0]!.length;
+      check(rows.length === program.steps.length && rows.every((row) => row.length === width), 'input', () => `${name}: ${rows.length} rows for the ${program.steps.length} steps of ${program.className}`);
+      // Draws count from 1, so row 0 is never read.
+      return embedding(graph.constant(name, [rows.length + 1, width], Float32Array.from([...new Array<number>(width).fill(0), ...rows.flat()])), draw);
+    },
+    // Apart from what the value is fused into, or overwritten by.
+    record: (name, value) => void (options.record && recorded.set(name, scale(value, 1))),
+  };
+  step.record('step_sample', state.sample);
+  let output = options.model(graph, input, timestep, labelInput, step);
+  if (guidance) {
+    const guided = guide(output, guidanceScale, channels);
+    output = guidance.rescale ? rescale(guided, slice(output, 0, n, n), guidance.rescale) : guided;
+  }
+  step.record('model_output', output);
   let noise: SamplerStepOptions['noise'];
   if (program.noiseDraws > 0) {
     if (options.noise) noise = { kind: 'recorded', tensor: graph.input('noise', [program.noiseDraws, ...shape]) };
     else noise = { kind: 'drawn', tensor: randomNormal({ graph, shape, seed, samples, step: draw, stream: RngStream.noise }) };
   }
   const { varianceHalf, bound } = program;
-  const { x0 } = samplerStep(state, { output, varianceHalf, bound, ...(noise && { noise }), predictX0: options.preview === true });
+  const { x0 } = samplerStep(state, { output, varianceHalf, bound, ...(noise && { noise }), predictX0: options.preview === true || options.record === true });
+  step.record('latents', state.sample);
+  if (options.after) copyInto(state.sample, options.after(state.sample, step));
 
-  const step = await compile(engine, graph, { outputs: x0 ? [x0] : [], ...(options.bindings && { bindings: options.bindings() }), label: 'sampler' });
+  const begin = new Graph();
+  const beginSeed = begin.input('seed', [2], 'u32');
+  const beginSamples = begin.input('samples', [n], 'u32');
+  // Step 0 of the random numbers; the steps of the program are 1, 2, ….
+  const z = randomNormal({ graph: begin, shape, seed: beginSeed, samples: beginSamples, step: begin.constant('step', [1], Uint32Array.of(0)), stream: RngStream.noise });
+  const start = new Graph();
+  const startNoise = start.parameter('sampler.noise', shape);
+  const first = options.start ? options.start(startNoise) : scale(startNoise, program.initNoiseSigma);
+
+  const noiseView = { buffer: engine.createBuffer('sampler.noise', Math.ceil(state.sample.bytes / 16) * 16, tensorUsage), offset: 0 };
+  const weights = options.bindings?.() ?? new Map<Tensor, BufferView>();
+  const programs: Program[] = [];
+  const build = async (from: Graph, label: string, outputs: readonly Tensor[], bindings: readonly (readonly [Tensor, BufferView])[]): Promise<Program> => {
+    const own = [...weights].filter(([t]) => t.graph === from);
+    const compiled = await compile(engine, from, { outputs, bindings: new Map([...own, ...bindings]), label });
+    programs.push(compiled);
+    return compiled;
+  };
+  const destroy = (): void => {
+    for (const each of programs) each.destroy();
+    engine.destroyBuffer(noiseView.buffer);
+  };
   try {
-    const begin = new Graph();
-    const beginSeed = begin.input('seed', [2], 'u32');
-    const beginSamples = begin.input('samples', [n], 'u32');
-    // Step 0 of the random numbers; the steps of the program are 1, 2, ….
-    const z = randomNormal({ graph: begin, shape, seed: beginSeed, samples: beginSamples, step: begin.constant('step', [1], Uint32Array.of(0)), stream: RngStream.noise });
-    const start = await compile(engine, begin, { outputs: [], bindings: new Map([[scale(z, program.initNoiseSigma), step.view(state.sample)]]), label: 'sampler.start' });
-    try {
-      const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, begin: { seed: beginSeed, samples: beginSamples } };
-      const sampler = new GpuSampler(engine, options, step, start, leaves);
-      const { seed: key = 0, sampleOffset = 0, latents = null, noise: recorded } = options;
-      sampler.set({ seed: key, sampleOffset, latents, ...(labels && { labels }), ...(recorded && { noise: recorded }), ...(guidance && { guidanceScale: guidance.scale }) });
-      return sampler;
-    } catch (e) {
-      start.destroy();
-      throw e;
-    }
+    const stepProgram = await build(graph, 'sampler', [...(x0 ? [x0] : []), ...recorded.values()], [[step.noise, noiseView]]);
+    const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, recorded, begin: { seed: beginSeed, samples: beginSamples }, startNoise };
+    const startPrograms = {
+      draw: await build(begin, 'sampler.draw', [], [[z, noiseView]]),
+      start: await build(start, 'sampler.start', [], [[first, stepProgram.view(state.sample)], [startNoise, noiseView]]),
+    };
+    const sampler = new GpuSampler(engine, options, stepProgram, startPrograms, leaves, destroy);
+    const { seed: key = 0, sampleOffset = 0, latents = null, noise: given } = options;
+    sampler.set({ seed: key, sampleOffset, latents, ...(labels && { labels }), ...(given && { noise: given }), ...(guidance && { guidanceScale: guidance.scale }) });
+    return sampler;
   } catch (e) {
-    step.destroy();
+    destroy();
     throw e;
   }
+}
+
+/** phi of the way from `guided` to the same with the standard deviation of `positive`, image by image. [N, C, H, W] both. */
+function rescale(guided: Tensor, positive: Tensor, phi: number): Tensor {
+  const axes = [1, 2, 3];
+  const variance = (x: Tensor): Tensor => mean(square(sub(x, mean(x, axes))), axes);
+  return add(scale(mul(guided, sqrt(div(variance(positive), variance(guided)))), phi), scale(guided, 1 - phi));
 }
 
 interface Leaves {
@@ -137,8 +207,11 @@ interface Leaves {
   readonly labels: Tensor | undefined;
   readonly noise: Tensor | undefined;
   readonly x0: Tensor | undefined;
+  readonly recorded: ReadonlyMap<string, Tensor>;
   /** Inputs of the program that draws the start noise. */
   readonly begin: { readonly seed: Tensor; readonly samples: Tensor };
+  /** The start noise, in the program that makes the start sample of it. */
+  readonly startNoise: Tensor;
 }
 
 /** A compiled sampler: {@link run} it as often as wanted, with other {@link SamplerInputs} or the same. Made by {@link createGpuSampler}. */
@@ -152,30 +225,32 @@ export class GpuSampler {
     private readonly options: GpuSamplerOptions,
     /** One step, to be profiled; running it by itself moves the sampler on. */
     readonly stepProgram: Program,
-    private readonly startProgram: Program,
+    private readonly startPrograms: { readonly draw: Program; readonly start: Program },
     private readonly leaves: Leaves,
+    private readonly destroyPrograms: () => void,
   ) {
-    const { x0, state } = leaves;
-    if (x0) this.previews = new PreviewRing(engine, [stepProgram.view(x0), stepProgram.view(state.sample)], state.sample.bytes);
+    const { x0, state, recorded } = leaves;
+    if (x0) this.previews = new PreviewRing(engine, [x0, state.sample, ...recorded.values()].map((t) => ({ ...stepProgram.view(t), bytes: t.bytes })));
   }
 
   /** Changes inputs of later runs; those not named stay. */
   set(inputs: SamplerInputs): void {
     this.assertIdle('set');
     const { shape, program, guidance } = this.options;
-    const { leaves, stepProgram: step, startProgram: start } = this;
+    const { leaves, stepProgram: step } = this;
+    const { draw } = this.startPrograms;
     const { seed, sampleOffset, labels, latents, noise, guidanceScale } = inputs;
     const count = numel(shape);
     if (seed !== undefined) {
       const key = Uint32Array.from(seedKey(seed));
       step.write(leaves.seed, key);
-      start.write(leaves.begin.seed, key);
+      draw.write(leaves.begin.seed, key);
     }
     if (sampleOffset !== undefined) {
       check(Number.isInteger(sampleOffset) && sampleOffset >= 0 && sampleOffset + shape[0] <= 2 ** 32, 'input', () => `sampleOffset ${sampleOffset} is no whole number from 0 to 2^32 − ${shape[0]}`);
       const samples = Uint32Array.from({ length: shape[0] }, (_, i) => sampleOffset + i);
       step.write(leaves.samples, samples);
-      start.write(leaves.begin.samples, samples);
+      draw.write(leaves.begin.samples, samples);
     }
     if (labels) {
       const t = leaves.labels;
@@ -183,12 +258,12 @@ export class GpuSampler {
       const wanted = numel(t.shape) / (guidance ? 2 : 1);
       check(labels.length === wanted && labels instanceof Int32Array === (t.dtype === 'i32'), 'input', () => `labels: expected ${wanted} numbers as ${t.dtype === 'i32' ? 'Int32Array' : 'Float32Array'}, got ${labels.length} as ${labels.constructor.name}`);
       const all = labels instanceof Int32Array ? new Int32Array(numel(t.shape)) : new Float32Array(numel(t.shape));
-      if (guidance) all.fill(guidance.nullLabel, 0, wanted);
+      if (guidance) all.fill(guidance.nullLabel!, 0, wanted);
       all.set(labels, all.length - wanted);
       step.write(t, all);
     }
     if (latents) check(latents.length === count, 'input', () => `latents: ${latents.length} numbers do not fill ${showShape(shape)}`);
-    if (latents !== undefined) this.latents = latents && latents.map((z) => z * program.initNoiseSigma);
+    if (latents !== undefined) this.latents = latents;
     if (noise && program.noiseDraws > 0) {
       const t = leaves.noise;
       check(t, 'input', () => 'recorded noise was given, but the sampler was made to draw its own');
@@ -230,8 +305,9 @@ export class GpuSampler {
         proceed(done);
         this.stepProgram.run();
         if (onPreview && ((step + 1) % previewEvery === 0 || step + 1 === total)) {
-          await previews!.capture(([x0, sample]) => {
-            if (!ended && !signal?.aborted) onPreview({ step, total, x0: x0!, sample: sample! });
+          await previews!.capture(([x0, sample, ...rest]) => {
+            const recorded = Object.fromEntries([...this.leaves.recorded.keys()].map((name, i) => [name, rest[i]!]));
+            if (!ended && !signal?.aborted) onPreview({ step, total, x0: x0!, sample: sample!, recorded });
           });
         }
         queued.push(
@@ -256,15 +332,17 @@ export class GpuSampler {
 
   /** Counter and slots to zero, the sample to its start. */
   private restart(): void {
-    const { counter, sample, slots } = this.leaves.state;
+    const { counter, slots } = this.leaves.state;
     this.stepProgram.write(counter, Uint32Array.of(0));
     // A run that ended in infinities must not leave them to the next: 0 times infinity is not 0.
     const { buffer, offset } = this.stepProgram.view(slots);
     const encoder = this.engine.device.createCommandEncoder();
     encoder.clearBuffer(buffer, offset, slots.bytes);
     this.engine.device.queue.submit([encoder.finish()]);
-    if (this.latents) this.stepProgram.write(sample, this.latents);
-    else this.startProgram.run();
+    const { draw, start } = this.startPrograms;
+    if (this.latents) start.write(this.leaves.startNoise, this.latents);
+    else draw.run();
+    start.run();
   }
 
   /** The sample of the last run, [N, C, H, W]. */
@@ -284,8 +362,7 @@ export class GpuSampler {
 
   /** Frees what the sampler made; weights are the caller's. A run in progress fails. */
   destroy(): void {
-    this.stepProgram.destroy();
-    this.startProgram.destroy();
+    this.destroyPrograms();
     this.previews?.destroy();
   }
 
@@ -315,15 +392,22 @@ const BufferUsage = { MAP_READ: 1, COPY_DST: 8 } as const;
 /** Staging buffers for previews, used in turn: a copy is queued behind the step and mapped when the GPU gets there. */
 class PreviewRing {
   private readonly slots: { readonly buffer: GPUBuffer; pending: Promise<void> }[];
+  private readonly places: readonly number[];
   private next = 0;
 
   constructor(
     private readonly engine: Engine,
-    private readonly sources: readonly BufferView[],
-    private readonly bytes: number,
+    private readonly sources: readonly (BufferView & { readonly bytes: number })[],
   ) {
+    // Copies begin at multiples of 4 bytes, mapped ranges at multiples of 8.
+    let total = 0;
+    this.places = sources.map(({ bytes }) => {
+      const at = total;
+      total += Math.ceil(bytes / 8) * 8;
+      return at;
+    });
     this.slots = Array.from({ length: 3 }, (_, i) => ({
-      buffer: engine.createBuffer(`sampler.preview${i}`, bytes * sources.length, BufferUsage.MAP_READ | BufferUsage.COPY_DST),
+      buffer: engine.createBuffer(`sampler.preview${i}`, total, BufferUsage.MAP_READ | BufferUsage.COPY_DST),
       pending: Promise.resolve(),
     }));
   }
@@ -333,12 +417,12 @@ class PreviewRing {
     const slot = this.slots[this.next++ % this.slots.length]!;
     await slot.pending;
     const { device } = this.engine;
-    const { bytes, sources } = this;
+    const { places, sources } = this;
     const encoder = device.createCommandEncoder();
-    sources.forEach(({ buffer, offset }, i) => encoder.copyBufferToBuffer(buffer, offset, slot.buffer, i * bytes, bytes));
+    sources.forEach(({ buffer, offset, bytes }, i) => encoder.copyBufferToBuffer(buffer, offset, slot.buffer, places[i]!, bytes));
     device.queue.submit([encoder.finish()]);
     slot.pending = slot.buffer.mapAsync(MapMode.READ).then(() => {
-      const data = sources.map((_, i) => new Float32Array(slot.buffer.getMappedRange(i * bytes, bytes).slice(0)));
+      const data = sources.map(({ bytes }, i) => new Float32Array(slot.buffer.getMappedRange(places[i]!, bytes).slice(0)));
       slot.buffer.unmap();
       deliver(data);
     });

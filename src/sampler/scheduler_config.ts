@@ -14,6 +14,7 @@ import { pndm } from './pndm';
 import { alphasCumprod, makeBetas, rescaleZeroTerminalSnr, type BetaSchedule, type TimestepSpacing } from './schedules';
 import type { PredictionType } from './prediction';
 import type { SamplerProgram } from './program';
+import { unclip } from './unclip';
 import { unipc } from './unipc';
 
 /** A complete configuration: every key of every class, those that the class lacks at the value that means "off". */
@@ -62,6 +63,8 @@ export interface NoiseTables {
 /** How many steps to take, and diffusers' keyword arguments of `step`. */
 export interface SamplerOptions {
   numInferenceSteps?: number;
+  /** Leaves out the first so many model evaluations (image to image): multi-step methods start at low order there. */
+  begin?: number;
   /** DDPM only, instead of numInferenceSteps: descending train time steps. */
   timesteps?: readonly number[];
   /** DDIM: 0 deterministic, 1 as noisy as DDPM. */
@@ -168,6 +171,12 @@ const CLASSES = {
     keys: [...SOLVER, 'algorithm_type', 'lambda_min_clipped', 'variance_type'],
     defaults: LINSPACE,
     allowed: { algorithm_type: ['dpmsolver', 'dpmsolver++', 'deis'], timestep_spacing: ['linspace'] },
+  },
+  UnCLIPScheduler: {
+    build: unclip,
+    keys: [...CLIPPING, 'variance_type'],
+    defaults: { clip_sample: true, variance_type: 'fixed_small_log', beta_schedule: 'squaredcos_cap_v2' },
+    allowed: { variance_type: ['fixed_small_log', 'learned_range'], prediction_type: ['epsilon', 'sample'], beta_schedule: ['squaredcos_cap_v2'] },
   },
   UniPCMultistepScheduler: { build: unipc, keys: [...SOLVER, 'predict_x0', 'disable_corrector'], defaults: { ...LINSPACE, solver_type: 'bh2' } },
 } as const satisfies Record<string, ClassSpec>;
@@ -323,7 +332,7 @@ export function createSampler(config: string | object, options: SamplerOptions):
   const parsed = parseSchedulerConfig(config);
   const { _class_name: name, num_train_timesteps: total } = parsed;
   const { build, stepKwargs = [] } = spec(name);
-  const known = ['numInferenceSteps', ...stepKwargs];
+  const known = ['numInferenceSteps', 'begin', ...stepKwargs];
   for (const [key, value] of Object.entries(options))
     check(known.includes(key), 'config', () => `${name} does not take the option ${key} (value ${show(value)}); it takes: ${known.join(', ')}`);
   const { timesteps } = options;
@@ -331,5 +340,14 @@ export function createSampler(config: string | object, options: SamplerOptions):
   check(!timesteps || timesteps.every((t, i) => Number.isInteger(t) && t >= 0 && t < (i === 0 ? total : timesteps[i - 1]!)), 'config', () => `timesteps must be descending integers from 0 to ${total - 1}, got ${show(timesteps)}`);
   const numInferenceSteps = timesteps ? timesteps.length : options.numInferenceSteps!;
   check(count(1)[0](numInferenceSteps), 'config', () => `numInferenceSteps is ${show(numInferenceSteps)}; allowed: ${count(1)[1]}`);
-  return build(parsed, noiseTables(parsed), { ...options, numInferenceSteps });
+  const program = build(parsed, noiseTables(parsed), { ...options, numInferenceSteps });
+  check(program.steps.length > 0, 'config', () => `${name}: begin ${options.begin} leaves none of ${program.timesteps.length} steps`);
+  return program;
+}
+
+/** Factors of (clean sample, standard normal noise) at each of the program's time steps: diffusers' `add_noise`, with which image to image starts. */
+export function noiseLevels(config: SchedulerConfig, { timesteps, sigmas }: SamplerProgram): (readonly [signal: number, noise: number])[] {
+  const inSigma = ['LMSDiscreteScheduler', 'HeunDiscreteScheduler', 'EulerDiscreteScheduler', 'EulerAncestralDiscreteScheduler'].includes(config._class_name);
+  const { alphasCumprod: bars } = noiseTables(config);
+  return timesteps.map((t, i) => (inSigma ? [1, sigmas![i]!] : [Math.sqrt(bars[t]!), Math.sqrt(1 - bars[t]!)]));
 }

@@ -12,7 +12,7 @@ const LAST = 0;
  * UniPC (Zhao et al. 2023): a multi-step predictor, and a corrector that redoes the step before with the model value just computed; no extra
  * evaluation. Orders up to 5; the predictor's weights at order 2 and the corrector's at order 1 are the constant 1/2.
  */
-export function unipc(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps }: { numInferenceSteps: number }): SamplerProgram {
+export function unipc(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps, begin = 0 }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { solver_order: maxOrder, predict_x0: dataPrediction, solver_type, lower_order_final } = config;
   const { alpha, sigma, lambda } = logSnrTables(tables);
   const { timesteps, sigmas } = solverSchedule(config, tables, { alpha, sigma, lambda }, numInferenceSteps);
@@ -49,13 +49,13 @@ export function unipc(config: SchedulerConfig, tables: NoiseTables, { numInferen
   let order = 0;
   const drafts = timesteps.map((timestep, i): StepDraft => {
     const { predX0, value } = solverValue(config, bound, alpha[timestep]!, sigma[timestep]!, dataPrediction);
-    const corrects = i > 0 && !config.disable_corrector.includes(i - 1);
+    const corrects = i > begin && !config.disable_corrector.includes(i - 1);
     const sample = corrects ? update(i - 1, timestep, slot(LAST), history(i - 1, order), value) : SAMPLE;
-    order = Math.min(maxOrder, i + 1, lower_order_final ? timesteps.length - i : maxOrder);
+    order = Math.min(maxOrder, Math.max(1, i - begin + 1), lower_order_final ? timesteps.length - i : maxOrder);
     const next = update(i, timesteps[i + 1] ?? 0, sample, [value, ...history(i - 1, order - 1)]);
     return { timestep, predX0, next, store: [{ slot: LAST, value: sample }, { slot: 1 + (i % maxOrder), value }] };
   });
-  return finishProgram(config._class_name, drafts, { sigmas, bound });
+  return finishProgram(config._class_name, drafts, { sigmas, bound, begin });
 }
 
 /**

@@ -54,6 +54,8 @@ export const tolerances = {
   gradient: 1e-4,
   loss: 1e-5,
   trajectory: 1e-5,
+  /** What many steps of a pipeline led to. */
+  pipeline: 5e-4,
   /** Of learning rate times steps. */
   parameter: 0.1,
   /** Of learning rate times steps, where a gradient is zero but for rounding, which Adam turns into whole steps. */
@@ -93,12 +95,15 @@ export class CaseReport {
     this.notRecomputed.push({ file, name, reason });
   }
 
-  /** Records `actual` for tensor `name` of `store`. It agrees if max |a−b| is at most `allowed`, given max |b|. */
-  async compare(store: TensorStore, file: string, name: string, actual: Numbers, allowed: (largest: number) => number): Promise<void> {
-    const { shape, data, expected } = await this.record(store, file, name, actual);
+  /**
+   * Records `actual` for tensor `name` of `store`. It agrees if max |a−b| is at most `allowed`, given max |b|. A second way to the same
+   * tensor, `with` other files, is compared but not written.
+   */
+  async compare(store: TensorStore, file: string, name: string, actual: Numbers, allowed: (largest: number) => number, again: { readonly with?: string } = {}): Promise<void> {
+    const { shape, data, expected } = await this.record(store, file, name, actual, again.with === undefined);
     const [difference, largest] = [maxDifference(data, expected), maxAbs(expected)];
     const limit = allowed(largest);
-    this.comparisons.push({ file, name, shape, difference, largest, allowed: limit, ok: difference <= limit });
+    this.comparisons.push({ file, name: again.with === undefined ? name : `${name} (${again.with})`, shape, difference, largest, allowed: limit, ok: difference <= limit });
   }
 
   /** The same for numbers of a JSON file, computed on the host. A NaN, or another count, agrees with nothing. */
@@ -123,12 +128,12 @@ export class CaseReport {
     this.comparisons.push(samples.reduce((worst, s) => (worst.ok && (!s.ok || s.difference * worst.allowed > worst.difference * s.allowed) ? s : worst)));
   }
 
-  private async record(store: TensorStore, file: string, name: string, actual: Numbers): Promise<{ shape: Shape; data: Recomputed['data']; expected: Float32Array }> {
+  private async record(store: TensorStore, file: string, name: string, actual: Numbers, written = true): Promise<{ shape: Shape; data: Recomputed['data']; expected: Float32Array }> {
     const { shape, dtype } = store.tensors.get(name)!;
     if (actual.length !== numel(shape)) throw new BruitError('shape', `${file}: ${name} is recorded as ${showShape(shape)}, but ${actual.length} numbers were computed: the case's files do not belong together`);
     const stored = dtype === 'I32' || dtype === 'I64' ? ('I32' as const) : dtype === 'F64' ? ('F64' as const) : ('F32' as const);
     const data = stored === 'I32' ? Int32Array.from(actual) : stored === 'F64' ? Float64Array.from(actual) : Float32Array.from(actual);
-    this.recomputed.push({ file, name, dtype: stored, shape, data });
+    if (written) this.recomputed.push({ file, name, dtype: stored, shape, data });
     // Compared as it is stored: rounded as the record was.
     return { shape, data, expected: await store.readF32(name) };
   }

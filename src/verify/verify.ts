@@ -7,6 +7,8 @@ import { isHybridLossCase, verifyHybridLoss } from './hybrid_loss';
 import { isLearningRatesCase, verifyLearningRates } from './learning_rates';
 import { hasForwardRecord, IO, verifyForward, weightFiles } from './model';
 import { modelClassOf } from './models';
+import { RUNS, verifyPipeline } from './pipeline';
+import { pipelineClasses } from './pipelines';
 import { CaseReport, type CaseFolder } from './report';
 import { isSchedulersCase, verifySchedulers } from './schedulers';
 import { tokenizedTexts, verifyTokenizers } from './tokenizers';
@@ -22,7 +24,8 @@ export async function verifyCase(engine: Engine, folder: CaseFolder): Promise<Ca
   const has = (file: string) => folder.files.includes(file);
   const json = async (file: string): Promise<unknown> => (has(file) ? folder.json(file) : undefined);
 
-  if (has('config.json')) await verifyModel(report, engine, folder, json);
+  if (has(RUNS)) await verifyPipeline(report, engine, folder, pipelineClasses);
+  else if (has('config.json')) await verifyModel(report, engine, folder, json);
   else if (has('cases.json')) {
     const cases = await json('cases.json');
     if (!isSchedulersCase(cases)) throw unknownKind(folder, 'cases.json holds no entry with "class" and "config"');
@@ -35,7 +38,7 @@ export async function verifyCase(engine: Engine, folder: CaseFolder): Promise<Ca
     else if (tokenizedTexts(description).size) await verifyTokenizers(report, folder, tokenizedTexts(description), 'case.json');
     else if (has(IO) && isTorchRandomRecord(await folder.tensors(IO))) await verifyTorchRandom(report, await folder.tensors(IO), IO);
     else throw unknownKind(folder, 'case.json describes no hybrid losses, learning rates, Fréchet distances, tokenizers or random draws');
-  } else throw unknownKind(folder, folder.files.length ? 'it has no config.json, case.json or cases.json' : 'it is empty');
+  } else throw unknownKind(folder, folder.files.length ? 'it has no config.json, case.json, cases.json or runs/runs.json' : 'it is empty');
 
   if (report.comparisons.length === 0) throw new BruitError('input', `${folder.name}: nothing in this case could be recomputed: its files hold no record that belongs to ${report.kinds.join(', ') || 'its config'}`);
   return report;

@@ -14,6 +14,7 @@ import { TrainingStep, type TrainingStepConfig } from '../../src/train/step';
 import { loadTokenizer } from '../../src/text/tokenizer';
 import { recomputeForward } from '../../src/verify/model';
 import { modelClassOf } from '../../src/verify/models';
+import { verifyCase } from '../../src/verify/verify';
 import { assertClose } from './op_suite';
 
 /** Bytes of a file under tests/goldens, e.g. `unet2d_class_cond/io.safetensors`: from the disk, or fetched. */
@@ -70,14 +71,43 @@ async function checkModel(engine: Engine, read: ReadGolden, dir: string, variant
   for (const { name, data, exact } of computed) assertClose(`${dir} ${name}`, data, await io.readF32(name), exact ? 0 : 2e-5);
 }
 
+/** A golden's folder, as components of models are loaded from it. */
+const goldenFolder = (read: ReadGolden, dir: string): ModelFolder => ({
+  name: dir,
+  has: (path) => read(`${dir}/${path}`).then(() => true, () => false),
+  text: async (path) => new TextDecoder().decode(await read(`${dir}/${path}`)),
+  source: async (path) => bytesSource(await read(`${dir}/${path}`), path),
+});
+
+/** Folders with recorded runs of pipelines, and those of their files that are not asked for by name. */
+const pipelineCases: Readonly<Record<string, readonly string[]>> = {
+  pipeline_ddpm_tiny: ['model_index.json'],
+  pipeline_dit_tiny: ['model_index.json'],
+  pipeline_if_tiny: ['stage1/model_index.json', 'stage2/model_index.json', 'runs/text.safetensors'],
+  pipeline_unclip_tiny: ['model_index.json', 'runs/text.safetensors'],
+};
+
+/** Whole pipelines with recorded draws: the latents of every step, texts, images. */
+export const pipelineGoldens = (read: ReadGolden): GoldenCheck[] =>
+  Object.entries(pipelineCases).map(([dir, files]) => ({
+    name: `${dir} · recorded runs`,
+    run: async (engine) => {
+      const report = await verifyCase(engine, {
+        name: dir,
+        files: ['runs/runs.json', ...files],
+        json: (path) => json(read, `${dir}/${path}`),
+        tensors: (path) => tensors(read, `${dir}/${path}`),
+        model: goldenFolder(read, dir),
+      });
+      if (report.notRecomputed.length) throw new Error(`${dir}: nothing computes ${report.notRecomputed.map(({ file, name }) => `${file}: ${name}`).join(', ')}`);
+      const miss = report.firstDivergence;
+      if (miss) throw new Error(`${dir}: ${miss.file}: ${miss.name} is off by ${miss.difference}, allowed ${miss.allowed}`);
+    },
+  }));
+
 /** What the host computes: tokenizers from their files, and torch's draws. */
 export function hostGoldens(read: ReadGolden): GoldenCheck[] {
-  const folder: ModelFolder = {
-    name: 'tokenizers',
-    has: (path) => read(`tokenizers/${path}`).then(() => true, () => false),
-    text: async (path) => new TextDecoder().decode(await read(`tokenizers/${path}`)),
-    source: async (path) => bytesSource(await read(`tokenizers/${path}`), path),
-  };
+  const folder = goldenFolder(read, 'tokenizers');
   return [
     ...['clip', 't5'].map((kind) => ({
       name: `tokenizers · ${kind}`,

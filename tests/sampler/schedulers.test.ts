@@ -343,3 +343,31 @@ describe('scheduler_config.json', () => {
     expect(ddim).toMatchObject({ _class_name: 'DDIMScheduler', beta_schedule: 'sigmoid', prediction_type: 'v_prediction', clip_sample: false, variance_type: null, set_alpha_to_one: true });
   });
 });
+
+describe('UnCLIPScheduler', () => {
+  const config = (stage: string) => goldenJson<object>('pipeline_unclip_tiny', `${stage}_scheduler/scheduler_config.json`);
+  const run = loadGolden('pipeline_unclip_tiny', 'runs/unclip.safetensors');
+  const data = (name: string) => run.get(name)!.data;
+
+  // fixed_small_log of a sample, learned_range, fixed_small_log of epsilon.
+  test.each([['prior', 5, 1], ['decoder', 5, 6], ['super_res', 3, 11]] as const)('the first step of the recorded %s', (stage, count, draw) => {
+    const program = createSampler(config(stage), { numInferenceSteps: count });
+    expect(program.timesteps).toEqual(Array.from(data(`${stage}.timesteps`)));
+    const sample = data(`${stage}.step_sample.0`);
+    const noises = Array.from({ length: program.noiseDraws }, () => data(`draw.${draw}`));
+    const after: Float64Array[] = [];
+    runProgramReference(program, sample, 2, () => data(`${stage}.model_output.0`), noises, (step) => after.push(step.sample.slice()));
+    const expected = data(`${stage}.latents.0`);
+    const largest = Math.max(...expected.map(Math.abs));
+    expect(maxAbsDifference(after[0]!, expected)).toBeLessThan(2e-6 * largest);
+  });
+
+  test('goes from one end of the schedule to the other', () => {
+    const noisy = createSampler({ _class_name: 'UnCLIPScheduler' }, { numInferenceSteps: 2 });
+    expect(noisy.timesteps).toEqual([999, 0]);
+    expect(noisy.noiseDraws).toBe(1);
+    expect(createSampler({ _class_name: 'UnCLIPScheduler' }, { numInferenceSteps: 1000 }).timesteps).toEqual(Array.from({ length: 1000 }, (_, i) => 999 - i));
+    expect(codeOf(() => createSampler({ _class_name: 'UnCLIPScheduler' }, { numInferenceSteps: 1 }))).toMatch(/config: numInferenceSteps is 1; allowed: 2/);
+    expect(codeOf(() => createSampler({ _class_name: 'UnCLIPScheduler', beta_schedule: 'linear' }, { numInferenceSteps: 5 }))).toMatch(/beta_schedule is "linear"; allowed: "squaredcos_cap_v2"/);
+  });
+});

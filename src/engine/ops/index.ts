@@ -7,6 +7,7 @@ export { crossEntropy } from './cross_entropy';
 export { embedding } from './embedding';
 export { gatherRows } from './gather_rows';
 export { groupNorm } from './group_norm';
+export { interpolate } from './interpolate';
 export { layerNorm } from './layer_norm';
 export { huberLoss, l1Loss, mseLoss, norm } from './losses';
 export { matmul } from './matmul';

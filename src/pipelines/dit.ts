@@ -1,0 +1,73 @@
+/** Class-conditional latent diffusion with a transformer: diffusers' DiTPipeline (Peebles & Xie 2023; model_index.json, transformer/, vae/, scheduler/). */
+import type { Engine } from '../engine/device';
+import { check } from '../engine/errors';
+import type { ModelFolder } from '../io/folder';
+import { autoencoderHalf, decodeLatent, latentFactor, parseAutoencoderKLConfig, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
+import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
+import { checkPipelineClass, evaluate, openComponent, openScheduler, withWeights, type Component } from './models';
+import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
+
+export interface DiTCall extends PipelineCall {
+  /** One class for each image, 0 to num_embeds_ada_norm − 1. */
+  readonly class_labels: readonly number[];
+  /** 4 by default; at most 1 for none. */
+  readonly guidance_scale?: number;
+  /** 50 by default. */
+  readonly num_inference_steps?: number;
+  /** In place of the folder's. */
+  readonly scheduler?: SchedulerConfig;
+  readonly schedulerOptions?: Omit<SamplerOptions, 'numInferenceSteps'>;
+}
+
+export class DiTPipeline {
+  private constructor(
+    readonly engine: Engine,
+    readonly transformer: Component<Transformer2DConfig>,
+    readonly vae: Component<AutoencoderKLConfig>,
+    readonly scheduler: SchedulerConfig,
+  ) {}
+
+  /** Reads the folder's configs; weights are loaded by calls, one component after another. */
+  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<DiTPipeline> {
+    await checkPipelineClass(folder, ['DiTPipeline']);
+    const transformer = await openComponent(folder, 'transformer', parseTransformer2DConfig);
+    const { patch_size: patch, num_embeds_ada_norm: classes } = transformer.config;
+    check(patch !== null && classes !== null, 'config', () => `${folder.name}/transformer/config.json: DiTPipeline needs a model over patches with classes (patch_size, num_embeds_ada_norm)`);
+    return new DiTPipeline(engine, transformer, await openComponent(folder, 'vae', parseAutoencoderKLConfig), await openScheduler(folder));
+  }
+
+  async generate(call: DiTCall): Promise<PipelineImages> {
+    const { class_labels, guidance_scale: guidanceScale = 4, num_inference_steps: numInferenceSteps = 50, onRecord } = call;
+    const { engine, transformer, vae } = this;
+    const { config } = transformer;
+    const none = config.num_embeds_ada_norm!;
+    const n = class_labels.length;
+    check(n >= 1, 'input', () => 'DiTPipeline: class_labels is empty; give a class for each image');
+    const bad = class_labels.find((label) => !Number.isInteger(label) || label < 0 || label >= none);
+    check(bad === undefined, 'input', () => `DiTPipeline: class label ${bad} is not one of 0 to ${none - 1}`);
+    const size = config.sample_size!;
+    const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
+    const progress = new Progress(program.steps.length, call.onProgress);
+    const labels = Int32Array.from([...(guided(guidanceScale) ? class_labels.map(() => none) : []), ...class_labels]);
+    const declare = (ctx: Parameters<typeof transformer2d>[0]) => transformer2d(ctx, config, transformer2dInputs(ctx, config, [1, size, size]));
+    const latents = await withWeights(engine, transformer, declare, (weights) =>
+      runStage({
+        engine,
+        call,
+        program,
+        shape: [n, config.in_channels, size, size],
+        guidanceScale,
+        weights,
+        progress,
+        model: (ctx, sample, timestep, inputs) => transformer2d(ctx, config, { sample, timestep, classLabels: inputs.add('class_labels', [labels.length], labels) }),
+      }),
+    );
+    const side = size * latentFactor(vae.config);
+    const { decoded } = await evaluate(engine, vae, (ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', [n, config.in_channels, size, size], latents))) }), { rename: autoencoderHalf('decoder') });
+    onRecord?.('decoded', decoded);
+    const images = toImages(decoded);
+    onRecord?.('image', images);
+    return { images, samples: decoded, shape: [n, vae.config.out_channels, side, side] };
+  }
+}
