@@ -31,3 +31,4 @@ export { blobSource, bytesSource, urlSource, type ByteSource } from './io/source
 export { urlFolder, type ModelFolder } from './io/folder';
 export { encodePng, imageGrid } from './io/png';
 export { DDPMPipeline, type GenerateOptions, type GeneratedImages } from './pipelines/ddpm';
+export { StableDiffusionPipeline, type ImageBatch, type StableDiffusionOptions } from './pipelines/stable_diffusion';

@@ -44,6 +44,8 @@ export interface PipelineRun {
   readonly entry: Readonly<Record<string, unknown>>;
   /** The recorded draws, in order. */
   readonly draws: RecordedDraws;
+  /** Whether the run has a record of this name. */
+  records(name: string): boolean;
   /** A LoRA file to be loaded first. */
   readonly lora?: TensorStore;
 }
@@ -113,6 +115,7 @@ async function recordedRun(engine: Engine, folder: CaseFolder, { name, entry, re
     schedulers: isJsonObject(entry.schedulers) ? (entry.schedulers as Record<string, object>) : {},
     entry,
     draws: new RecordedDraws(draws, `${folder.name}: ${name}`),
+    records: (tensor) => record.tensors.has(tensor),
     ...(lora && { lora }),
   };
 }

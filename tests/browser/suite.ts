@@ -4,7 +4,7 @@
  */
 import { Engine } from '../../src/engine/device';
 import { allOps } from '../helpers/all_ops';
-import { hostGoldens, modelGoldens, schedulerGoldens, trainingGoldens, type ReadGolden } from '../helpers/golden_cases';
+import { hostGoldens, modelGoldens, pipelineGoldens, schedulerGoldens, trainingGoldens, type ReadGolden } from '../helpers/golden_cases';
 import { opChecks } from '../helpers/op_suite';
 
 /**
@@ -60,6 +60,7 @@ async function collectTests(host: Host, device: GPUDevice, defaultDevice: GPUDev
     ...on(engine, allOps.flatMap((suite) => opChecks(suite, { f16: engine.profile.f16, sample: SAMPLE }))),
     ...on(engine, hostGoldens(host.golden)),
     ...on(engine, modelGoldens(host.golden)),
+    ...on(engine, pipelineGoldens(host.golden)),
     ...on(defaultEngine, await schedulerGoldens(host.golden)),
     ...on(engine, trainingGoldens(host.golden)),
   ];

@@ -1,4 +1,5 @@
 /** Classes of pipelines, by diffusers' names. Another one is another declaration in this list. */
 import type { PipelineClass } from '../pipeline';
+import { stableDiffusionPipelines } from './stable_diffusion';
 
-export const pipelineClasses: readonly PipelineClass[] = [];
+export const pipelineClasses: readonly PipelineClass[] = [...stableDiffusionPipelines];
