@@ -13,7 +13,7 @@ export function addVerify(program: Command): void {
   program
     .command('verify')
     .description('recompute a reference case on the GPU and compare it with its records')
-    .argument('<case_dir>', 'folder with config.json, case.json or cases.json, and its safetensors files')
+    .argument('<case_dir>', 'folder with config.json, case.json, cases.json or runs/runs.json, and its safetensors files')
     .option('--out <dir>', 'write every recomputed tensor there, under the names of the case')
     .option('--overwrite', 'let --out replace files')
     .option('--json', 'print JSON')
@@ -21,7 +21,7 @@ export function addVerify(program: Command): void {
       'after',
       `
 A case is a model with its weights and io.safetensors (forward pass with activations) or a record of training steps;
-a set of scheduler trajectories, of hybrid losses, of learning rates, of Fréchet distances, of tokenized texts, or of
+recorded runs of a pipeline (runs/runs.json); a set of scheduler trajectories, of hybrid losses, of learning rates, of Fréchet distances, of tokenized texts, or of
 torch's random draws; its own JSON says which. Exits with 1 if any tensor is further from its record than allowed, and
 names the first that diverges in order of execution.
 

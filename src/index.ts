@@ -42,3 +42,4 @@ export { IFPipeline, IFSuperResolutionPipeline, type IFCall, type IFSuperResolut
 export { UnCLIPImageVariationPipeline, UnCLIPPipeline, type UnCLIPCall, type UnCLIPImageVariationCall } from './pipelines/unclip';
 export type { PipelineCall, PipelineImages } from './pipelines/stage';
 export { DDPMPipeline, type GenerateOptions, type GeneratedImages } from './pipelines/ddpm';
+export { StableDiffusionPipeline, type ImageBatch, type StableDiffusionOptions } from './pipelines/stable_diffusion';

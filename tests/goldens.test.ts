@@ -4,7 +4,7 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { Engine } from '../src/engine/device';
 import { testDevice } from './helpers/device';
 import { goldenPath } from './helpers/golden';
-import { modelGoldens, pipelineGoldens, schedulerGoldens, trainingGoldens, modelCases } from './helpers/golden_cases';
+import { modelGoldens, pipelineCases, pipelineGoldens, schedulerGoldens, trainingGoldens, modelCases } from './helpers/golden_cases';
 
 const engine = await Engine.create({ device: await testDevice() });
 // Default limits: what runs there runs everywhere.
@@ -28,10 +28,13 @@ describe('schedulers of diffusers 0.21.4', async () => {
   for (const check of await schedulerGoldens(read)) test(check.name, () => check.run(defaultEngine));
 });
 
-describe('training', () => {
-  for (const check of trainingGoldens(read)) test(check.name, () => check.run(engine));
+describe('pipelines', () => {
+  test('every folder with runs is listed', () => {
+    expect(Object.keys(pipelineCases).sort()).toEqual(readdirSync(goldenPath()).filter((dir) => existsSync(goldenPath(dir, 'runs'))).sort());
+  });
+  for (const check of pipelineGoldens(read)) test(check.name, { timeout: 600_000 }, () => check.run(defaultEngine));
 });
 
-describe('pipelines', () => {
-  for (const check of pipelineGoldens(read)) test(check.name, () => check.run(defaultEngine));
+describe('training', () => {
+  for (const check of trainingGoldens(read)) test(check.name, () => check.run(engine));
 });

@@ -48,10 +48,11 @@ const factors: readonly LoraFactor[] = ['down', 'up'];
  * @param component The model's folder in a pipeline: `unet`, `text_encoder`, `text_encoder_2`, `prior`, `transformer`.
  * @param specs The model's parameters.
  * @param layersPerBlock Of the U-Net's config: original block names count through all blocks.
+ * @param allowNone A file that has nothing for this model gives an adapter without modules, in place of an error.
  * @throws BruitError `checkpoint` for tensors that name no layer of the model, half a pair, or a wrong shape: all of them in one error, so that no
  * adapter is applied by half. Parts for other components are left aside.
  */
-export async function readLora(store: TensorStore, component: string, specs: Iterable<ParameterSpec>, { layersPerBlock = 2 }: { layersPerBlock?: number } = {}): Promise<Lora> {
+export async function readLora(store: TensorStore, component: string, specs: Iterable<ParameterSpec>, { layersPerBlock = 2, allowNone = false }: { layersPerBlock?: number; allowNone?: boolean } = {}): Promise<Lora> {
   const weights = new Map([...specs].filter((s) => s.layout !== 'plain' && s.name.endsWith('.weight')).map((s) => [s.name.slice(0, -'.weight'.length), s]));
   const found = new Map<string, { down?: string; up?: string; alpha?: string }>();
   const wrong: string[] = [];
@@ -85,7 +86,7 @@ export async function readLora(store: TensorStore, component: string, specs: Ite
   if (wrong.length) {
     throw new BruitError('checkpoint', `${store.name}: ${wrong.length} of its tensors do not fit ${component}:${wrong.slice(0, 10).map((line) => `\n  ${line}`).join('')}${wrong.length > 10 ? `\n  … and ${wrong.length - 10} more` : ''}`);
   }
-  if (modules.size === 0) throw new BruitError('checkpoint', `${store.name}: none of its ${store.tensors.size} tensors is for ${component}`);
+  if (modules.size === 0 && !allowNone) throw new BruitError('checkpoint', `${store.name}: none of its ${store.tensors.size} tensors is for ${component}`);
   return { name: store.name, modules, store };
 }
 

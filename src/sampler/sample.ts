@@ -4,7 +4,7 @@
  */
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
-import { Graph, type Tensor } from '../engine/graph';
+import { Graph, type HostData, type Tensor } from '../engine/graph';
 import { slice } from '../engine/ops/copy';
 import { embedding } from '../engine/ops/embedding';
 import { guidance as guide } from '../engine/ops/guidance';
@@ -102,7 +102,8 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const [n, channels] = shape;
   const copies = guidance ? 2 : 1;
   check(program.steps.length > 0, 'config', () => `${program.className}: a program without steps`);
-  check(!guidance || !labels || guidance.nullLabel !== undefined, 'input', () => 'guidance needs the null label: it compares predictions with and without labels');
+  check(guidance?.nullLabel === undefined || labels, 'input', () => 'guidance needs labels: it compares predictions with and without them');
+  check(!guidance || !labels || guidance.nullLabel !== undefined, 'input', () => 'guidance needs the label that stands for none (nullLabel)');
 
   const graph = new Graph();
   const state: SamplerState = {
@@ -274,6 +275,15 @@ export class GpuSampler {
       check(guidance, 'input', () => 'guidanceScale was given, but the sampler was made without guidance');
       check(Number.isFinite(guidanceScale), 'input', () => `guidanceScale ${guidanceScale} is not a finite number`);
       step.write(leaves.guidanceScale, Float32Array.of(guidanceScale));
+    }
+  }
+
+  /** Writes input leaves that `model`, `start` and `after` have made, by their names. */
+  writeInputs(inputs: Readonly<Record<string, HostData>>): void {
+    this.assertIdle('writeInputs');
+    const { state, startNoise } = this.leaves;
+    for (const [program, { leaves }] of [[this.stepProgram, state.sample.graph], [this.startPrograms.start, startNoise.graph]] as const) {
+      for (const leaf of leaves) if (leaf.kind === 'input' && inputs[leaf.name]) program.write(leaf, inputs[leaf.name]!);
     }
   }
 

@@ -1,7 +1,6 @@
 /** Golden cases of the model, the samplers and training, wherever there is a device (Node, Chrome, deno). */
 import type { Engine } from '../../src/engine/device';
 import { TorchCpuGenerator } from '../../src/engine/torch_rng';
-import type { ModelFolder } from '../../src/io/folder';
 import { openSafetensors, type TensorStore } from '../../src/io/safetensors';
 import { bytesSource } from '../../src/io/source';
 import type { NamedTensor } from '../../src/model/parameters';
@@ -14,6 +13,8 @@ import { TrainingStep, type TrainingStepConfig } from '../../src/train/step';
 import { loadTokenizer } from '../../src/text/tokenizer';
 import { recomputeForward } from '../../src/verify/model';
 import { modelClassOf } from '../../src/verify/models';
+import { RUNS } from '../../src/verify/pipeline';
+import type { CaseFolder } from '../../src/verify/report';
 import { verifyCase } from '../../src/verify/verify';
 import { assertClose } from './op_suite';
 
@@ -71,43 +72,51 @@ async function checkModel(engine: Engine, read: ReadGolden, dir: string, variant
   for (const { name, data, exact } of computed) assertClose(`${dir} ${name}`, data, await io.readF32(name), exact ? 0 : 2e-5);
 }
 
-/** A golden's folder, as components of models are loaded from it. */
-const goldenFolder = (read: ReadGolden, dir: string): ModelFolder => ({
-  name: dir,
-  has: (path) => read(`${dir}/${path}`).then(() => true, () => false),
-  text: async (path) => new TextDecoder().decode(await read(`${dir}/${path}`)),
-  source: async (path) => bytesSource(await read(`${dir}/${path}`), path),
-});
-
-/** Folders with recorded runs of pipelines, and those of their files that are not asked for by name. */
-const pipelineCases: Readonly<Record<string, readonly string[]>> = {
+/** Folders with runs of whole pipelines: what lies beside `runs/`, as far as a case must list it. A new one needs its name here, and its class in src/verify/pipelines. */
+export const pipelineCases: Readonly<Record<string, readonly string[]>> = {
+  pipeline_sd_tiny: ['runs/text.safetensors'],
+  pipeline_sd_img2img_tiny: [],
+  pipeline_sd_inpaint9_tiny: ['runs/text.safetensors'],
+  pipeline_controlnet_tiny: [],
   pipeline_ddpm_tiny: ['model_index.json'],
   pipeline_dit_tiny: ['model_index.json'],
   pipeline_if_tiny: ['stage1/model_index.json', 'stage2/model_index.json', 'runs/text.safetensors'],
   pipeline_unclip_tiny: ['model_index.json', 'runs/text.safetensors'],
+  pipeline_lora_tiny: ['lora_diffusers.safetensors', 'lora_kohya.safetensors', 'lora_peft.safetensors'],
 };
 
-/** Whole pipelines with recorded draws: the latents of every step, texts, images. */
-export const pipelineGoldens = (read: ReadGolden): GoldenCheck[] =>
-  Object.entries(pipelineCases).map(([dir, files]) => ({
-    name: `${dir} · recorded runs`,
+/** Whole pipelines, from prompts, images and recorded draws to images. */
+export function pipelineGoldens(read: ReadGolden): GoldenCheck[] {
+  return Object.entries(pipelineCases).map(([dir, beside]) => ({
+    name: `${dir} · runs`,
     run: async (engine) => {
-      const report = await verifyCase(engine, {
-        name: dir,
-        files: ['runs/runs.json', ...files],
-        json: (path) => json(read, `${dir}/${path}`),
-        tensors: (path) => tensors(read, `${dir}/${path}`),
-        model: goldenFolder(read, dir),
-      });
-      if (report.notRecomputed.length) throw new Error(`${dir}: nothing computes ${report.notRecomputed.map(({ file, name }) => `${file}: ${name}`).join(', ')}`);
+      const report = await verifyCase(engine, { ...goldenFolder(read, dir), files: [RUNS, ...beside] });
       const miss = report.firstDivergence;
-      if (miss) throw new Error(`${dir}: ${miss.file}: ${miss.name} is off by ${miss.difference}, allowed ${miss.allowed}`);
+      if (miss) throw new Error(`${dir}: ${miss.file} ${miss.name} differs by ${miss.difference}, allowed ${miss.allowed}`);
+      if (report.notRecomputed.length) throw new Error(`${dir}: nothing computes ${report.notRecomputed.map((t) => t.name).join(', ')}`);
     },
   }));
+}
+
+/** A folder under tests/goldens; paths may lead out of it to its neighbours. */
+function goldenFolder(read: ReadGolden, dir: string): Omit<CaseFolder, 'files'> {
+  const at = (path: string): string => new URL(`${dir}/${path}`, 'http://goldens/').pathname.slice(1);
+  return {
+    name: dir,
+    json: (path) => json(read, at(path)),
+    tensors: (path) => tensors(read, at(path)),
+    model: {
+      name: dir,
+      has: (path) => read(at(path)).then(() => true, () => false),
+      text: async (path) => new TextDecoder().decode(await read(at(path))),
+      source: async (path) => bytesSource(await read(at(path)), path),
+    },
+  };
+}
 
 /** What the host computes: tokenizers from their files, and torch's draws. */
 export function hostGoldens(read: ReadGolden): GoldenCheck[] {
-  const folder = goldenFolder(read, 'tokenizers');
+  const { model: folder } = goldenFolder(read, 'tokenizers');
   return [
     ...['clip', 't5'].map((kind) => ({
       name: `tokenizers · ${kind}`,

@@ -1,0 +1,184 @@
+/** What pipelines share: models of a folder in diffusers' layout whose weights come into GPU memory when they are used and leave it afterwards. */
+import type { Engine } from '../engine/device';
+import { BruitError, check } from '../engine/errors';
+import { Graph, type HostData, type Tensor } from '../engine/graph';
+import { compile, type BufferView, type Program } from '../engine/program';
+import { openWeights, readJson, type ModelFolder } from '../io/folder';
+import type { MatchOptions } from '../io/checkpoint';
+import type { TensorStore } from '../io/safetensors';
+import type { ModelContext } from '../model/layers';
+import { MergedLoras, readLora, type WeightedLora } from '../model/lora';
+import { Parameters, WeightStore } from '../model/parameters';
+
+/** A LoRA file that a pipeline has loaded. */
+export interface LoadedLora {
+  readonly store: TensorStore;
+  readonly scale: number;
+}
+
+export interface ComponentOptions<C> {
+  /** Sub-folder of the pipeline's. */
+  readonly name: string;
+  /** Base name of its file of weights: diffusers' or transformers'. */
+  readonly weights: 'diffusion_pytorch_model' | 'model';
+  readonly parse: (json: unknown, file: string) => C;
+  /** Builds the whole model at any size, so that all its weights are named. */
+  readonly declare: (ctx: ModelContext, config: C) => void;
+  readonly load?: MatchOptions;
+  /** For kohya's names of LoRA layers. */
+  readonly layersPerBlock?: (config: C) => number;
+}
+
+/** One model of a pipeline. */
+export class Component<C> {
+  private kept: WeightStore | undefined;
+
+  private constructor(
+    readonly engine: Engine,
+    readonly folder: ModelFolder,
+    readonly config: C,
+    /** Its config.json as it is. */
+    readonly json: Readonly<Record<string, unknown>>,
+    private readonly options: ComponentOptions<C>,
+    private readonly keep: boolean,
+  ) {}
+
+  /** Reads and checks the config; weights are not touched. With `keep` they stay in GPU memory from their first use to {@link destroy}. */
+  static async open<C>(engine: Engine, folder: ModelFolder, options: ComponentOptions<C>, keep = false): Promise<Component<C>> {
+    const json = await readJson(folder, `${options.name}/config.json`);
+    return new Component(engine, folder, options.parse(json, `${folder.name}/${options.name}/config.json`), json, options, keep);
+  }
+
+  /** Runs `work` with the weights in GPU memory, changed by the parts of `loras` that are for this model. */
+  async use<T>(work: (weights: WeightStore) => Promise<T>, loras: readonly LoadedLora[] = []): Promise<T> {
+    const weights = this.kept ?? (await this.load());
+    let merged: MergedLoras | undefined;
+    try {
+      const adapters = await this.adapters(weights, loras);
+      if (adapters.length) {
+        merged = new MergedLoras(this.engine, weights);
+        await merged.set(adapters);
+      }
+      return await work(weights);
+    } finally {
+      merged?.destroy();
+      if (!this.keep) weights.destroy();
+    }
+  }
+
+  private async load(): Promise<WeightStore> {
+    const { name, declare, weights: base, load } = this.options;
+    const parameters = new Parameters(new Graph());
+    declare({ graph: parameters.graph, parameters }, this.config);
+    const weights = new WeightStore(this.engine, parameters.specs.values(), name);
+    try {
+      const store = await openWeights(this.folder, name, base);
+      try {
+        await weights.load(store, undefined, load);
+      } finally {
+        await store.close();
+      }
+    } catch (e) {
+      weights.destroy();
+      throw e;
+    }
+    if (this.keep) this.kept = weights;
+    return weights;
+  }
+
+  private async adapters(weights: WeightStore, loras: readonly LoadedLora[]): Promise<WeightedLora[]> {
+    const { name, layersPerBlock } = this.options;
+    const adapters: WeightedLora[] = [];
+    for (const { store, scale } of loras) {
+      const lora = await readLora(store, name, weights.specs, { allowNone: true, ...(layersPerBlock && { layersPerBlock: layersPerBlock(this.config) }) });
+      if (lora.modules.size) adapters.push({ lora, scale });
+    }
+    return adapters;
+  }
+
+  destroy(): void {
+    this.kept?.destroy();
+    this.kept = undefined;
+  }
+}
+
+/** Runs a graph of a model once: writes `inputs` by the names of the graph's input leaves and returns its outputs. */
+export async function runOnce<K extends string>(engine: Engine, weights: WeightStore, label: string, inputs: Readonly<Record<string, HostData>>, build: (ctx: ModelContext) => Readonly<Record<K, Tensor>>): Promise<Record<K, Float32Array>> {
+  const parameters = new Parameters(new Graph());
+  const outputs = build({ graph: parameters.graph, parameters });
+  const program = await compile(engine, parameters.graph, { outputs: Object.values(outputs), bindings: weights.bindings(parameters), label });
+  try {
+    writeInputs(program, parameters.graph, inputs);
+    program.run();
+    const values = {} as Record<K, Float32Array>;
+    for (const [name, t] of Object.entries(outputs) as [K, Tensor][]) values[name] = await program.read(t);
+    return values;
+  } finally {
+    program.destroy();
+  }
+}
+
+/** Writes a graph's input leaves by name; leaves of other names stay as they are. */
+export function writeInputs(program: Program, { leaves }: Graph, inputs: Readonly<Record<string, HostData>>): void {
+  for (const leaf of leaves) if (leaf.kind === 'input' && inputs[leaf.name]) program.write(leaf, inputs[leaf.name]!);
+}
+
+/** Values of a denoiser that depend on the text alone, computed once for a whole trajectory (keys and values of cross-attention). */
+export interface TextValues {
+  /** `hoist` for the {@link ModelContext} of a step's graph. */
+  hoist(graph: Graph): NonNullable<ModelContext['hoist']>;
+  /** Memory of the values that `hoist` has handed out. */
+  readonly bindings: ReadonlyMap<Tensor, BufferView>;
+  destroy(): void;
+}
+
+/** @param build Adds the whole denoiser; what is not needed for the text's values is dead code. */
+export async function textValues(engine: Engine, weights: WeightStore, inputs: Readonly<Record<string, HostData>>, build: (ctx: ModelContext) => void): Promise<TextValues> {
+  const parameters = new Parameters(new Graph());
+  const values = new Map<string, Tensor>();
+  build({
+    graph: parameters.graph,
+    parameters,
+    hoist({ path, of }, compute) {
+      const value = compute();
+      if (of === 'text') values.set(path, value);
+      return value;
+    },
+  });
+  const bindings = new Map<Tensor, BufferView>();
+  if (values.size === 0) return { hoist: () => (_, compute) => compute(), bindings, destroy: () => undefined };
+  const program = await compile(engine, parameters.graph, { outputs: [...values.values()], bindings: weights.bindings(parameters), label: 'text values' });
+  writeInputs(program, parameters.graph, inputs);
+  program.run();
+  return {
+    hoist: (graph) => ({ path, of }, compute) => {
+      const value = values.get(path);
+      if (of !== 'text' || !value) return compute();
+      const t = graph.parameter(`${path} of the text`, value.shape, value.dtype);
+      bindings.set(t, program.view(value));
+      return t;
+    },
+    bindings,
+    destroy: () => program.destroy(),
+  };
+}
+
+/** The class that a pipeline folder names. */
+export async function pipelineClass(folder: ModelFolder): Promise<string> {
+  check(await folder.has('model_index.json'), 'checkpoint', () => `${folder.name}: no model_index.json; this is not a pipeline folder in diffusers' layout`);
+  const { _class_name: name } = await readJson(folder, 'model_index.json');
+  if (typeof name !== 'string') throw new BruitError('config', `${folder.name}: model_index.json names no class`);
+  return name;
+}
+
+/** Repeats rows until there are `rows` of them: as a whole ([a, b, a, b]), or each in its place ([a, a, b, b]). */
+export function repeatRows(data: Float32Array, from: number, rows: number, { each = false, what }: { each?: boolean; what: string }): Float32Array {
+  check(rows % from === 0, 'input', () => `${what}: ${from} cannot be spread over ${rows} images`);
+  const size = data.length / from;
+  const out = new Float32Array(size * rows);
+  for (let i = 0; i < rows; i++) {
+    const row = each ? Math.floor(i / (rows / from)) : i % from;
+    out.set(data.subarray(row * size, (row + 1) * size), i * size);
+  }
+  return out;
+}

@@ -1,0 +1,467 @@
+/**
+ * Stable Diffusion 1 and 2 (Rombach et al. 2022) from a folder in diffusers' layout: text to image, image to image, inpainting with U-Nets of 4 and 9
+ * channels, with or without a ControlNet. One object does what diffusers has a class for each: the arguments say which is meant.
+ * Components are in GPU memory only while they are used, unless they are to be kept.
+ */
+import type { Engine } from '../engine/device';
+import { BruitError, check } from '../engine/errors';
+import type { Tensor } from '../engine/graph';
+import { concat, slice } from '../engine/ops/copy';
+import { add, mul, shift, scale } from '../engine/ops/pointwise';
+import { reshape } from '../engine/ops/reshape';
+import { normals, RngStream } from '../engine/rng';
+import { numel, showShape, type Shape } from '../engine/shape';
+import type { NormalSource } from '../engine/torch_rng';
+import type { ModelFolder } from '../io/folder';
+import type { TensorStore } from '../io/safetensors';
+import { decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { clipText, parseCLIPTextConfig, type CLIPTextConfig } from '../model/clip';
+import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, type ControlNetConfig } from '../model/controlnet';
+import type { ModelContext } from '../model/layers';
+import { Parameters, type WeightStore } from '../model/parameters';
+import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
+import { createSampler, noiseLevels, parseSchedulerConfig, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
+import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
+import { Component, pipelineClass, repeatRows, runOnce, textValues, type LoadedLora, type TextValues } from './component';
+
+/** Images [N,C,H,W] with numbers in [0,1]. */
+export interface ImageBatch {
+  readonly data: Float32Array;
+  readonly shape: Shape;
+}
+
+/** Arguments under diffusers' names; what diffusers has no name for is in camel case. */
+export interface StableDiffusionOptions {
+  readonly prompt: string | readonly string[];
+  readonly negative_prompt?: string | readonly string[] | undefined;
+  /** Of the image; the U-Net's sample_size by default. Multiples of the autoencoder's factor. */
+  readonly height?: number | undefined;
+  readonly width?: number | undefined;
+  readonly num_inference_steps?: number | undefined;
+  /** 1 and less is none. */
+  readonly guidance_scale?: number | undefined;
+  /** Lin et al. 2023, section 3.4. */
+  readonly guidance_rescale?: number | undefined;
+  readonly num_images_per_prompt?: number | undefined;
+  readonly eta?: number | undefined;
+  /** Layers of the text encoder that are left out at its end. */
+  readonly clip_skip?: number | undefined;
+  /** Standard normal start noise [N,C,h,w]. */
+  readonly latents?: Float32Array | undefined;
+  /** An image to begin with (image to image), or to be painted into. */
+  readonly image?: ImageBatch | undefined;
+  /** One channel; 1 is to be painted, 0 kept. */
+  readonly mask_image?: ImageBatch | undefined;
+  /** How far to go back into noise: 0.8 by default for images, 1 with a mask. */
+  readonly strength?: number | undefined;
+  /** What the ControlNet reads (diffusers: `image` of the ControlNet pipelines). */
+  readonly control_image?: ImageBatch | undefined;
+  readonly controlnet_conditioning_scale?: number | undefined;
+  readonly guess_mode?: boolean | undefined;
+  /** Parts of the steps between which the ControlNet acts. */
+  readonly control_guidance_start?: number | undefined;
+  readonly control_guidance_end?: number | undefined;
+  /** `scale` multiplies the strength of all LoRA files. */
+  readonly cross_attention_kwargs?: { readonly scale?: number } | undefined;
+  /** Where normal draws come from, in diffusers' order: torch's generators, or a record. By default image i is a function of (seed, sampleOffset + i). */
+  readonly generator?: NormalSource | undefined;
+  readonly seed?: number | undefined;
+  readonly sampleOffset?: number | undefined;
+  /** A configuration in place of the folder's own. */
+  readonly scheduler?: SchedulerConfig | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+  readonly onPreview?: ((preview: SamplerPreview) => void) | undefined;
+  /** Called with intermediate values under the names that reference runs have (`timesteps`, `model_output.0`, `latents.N`, …). Costs memory and time. */
+  readonly onRecord?: ((name: string, value: Float32Array) => void) | undefined;
+}
+
+export interface PromptEmbeddings {
+  readonly inputIds: Int32Array;
+  /** [N, tokens, width]. */
+  readonly embeds: Float32Array;
+  readonly shape: readonly [number, number, number];
+}
+
+interface Size {
+  readonly batch: number;
+  readonly height: number;
+  readonly width: number;
+}
+
+/** The latents that steps are computed for, and what of an image belongs to them. */
+interface Start {
+  /** Scaled latents of the image, [N,C,h,w]. */
+  readonly image?: Float32Array;
+  /** At the latents' size, [N,1,h,w]. */
+  readonly mask?: Float32Array;
+  /** Scaled latents of the image without the masked part, for U-Nets that take them. */
+  readonly maskedImage?: Float32Array;
+  readonly noise: Float32Array | undefined;
+}
+
+export interface StableDiffusionPipelineOptions {
+  /** Keep weights in GPU memory between calls: faster, and the sum of the components at once. */
+  readonly keep?: boolean;
+}
+
+const list = (text: string | readonly string[]): readonly string[] => (typeof text === 'string' ? [text] : text);
+
+export class StableDiffusionPipeline {
+  private loras: LoadedLora[] = [];
+
+  private constructor(
+    readonly engine: Engine,
+    readonly name: string,
+    readonly tokenizer: Tokenizer,
+    readonly textEncoder: Component<CLIPTextConfig>,
+    readonly unet: Component<UNet2DConditionConfig>,
+    readonly vae: Component<AutoencoderKLConfig>,
+    readonly scheduler: SchedulerConfig,
+    readonly controlnet: Component<ControlNetConfig> | undefined,
+  ) {}
+
+  /** Opens a folder; a sub-folder `controlnet` is used where there is one. All configs are checked here, weights are read when they are used. */
+  static async fromFolder(engine: Engine, folder: ModelFolder, { keep = false }: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
+    const kind = await pipelineClass(folder);
+    if (!/^StableDiffusion(Img2Img|Inpaint|ControlNet\w*)?Pipeline$/.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
+    const textEncoder = await Component.open(engine, folder, { name: 'text_encoder', weights: 'model', parse: parseCLIPTextConfig, declare: (ctx, config) => void clipText(ctx, config, { inputIds: ctx.graph.input('input_ids', [1, 1], 'i32') }) }, keep);
+    const unet = await Component.open(
+      engine,
+      folder,
+      {
+        name: 'unet',
+        weights: 'diffusion_pytorch_model',
+        parse: parseUNet2DConditionConfig,
+        declare(ctx, config) {
+          const side = 2 ** config.block_out_channels.length;
+          unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
+        },
+        layersPerBlock: (config) => config.layers_per_block[0]!,
+      },
+      keep,
+    );
+    const vae = await Component.open(
+      engine,
+      folder,
+      {
+        name: 'vae',
+        weights: 'diffusion_pytorch_model',
+        parse: parseAutoencoderKLConfig,
+        declare(ctx, config) {
+          const side = latentFactor(config);
+          decodeLatent(ctx, config, encodeImage(ctx, config, ctx.graph.input('image', [1, config.in_channels, side, side])).mean);
+        },
+      },
+      keep,
+    );
+    const controlnet = (await folder.has('controlnet/config.json'))
+      ? await Component.open(
+          engine,
+          folder,
+          {
+            name: 'controlnet',
+            weights: 'diffusion_pytorch_model',
+            parse: parseControlNetConfig,
+            declare(ctx, config) {
+              const side = 2 ** config.block_out_channels.length;
+              controlNet(ctx, config, controlNetInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
+            },
+          },
+          keep,
+        )
+      : undefined;
+    const { addition_embed_type: addition, in_channels: channels } = unet.config;
+    check(addition === null, 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
+    const latent = vae.config.latent_channels;
+    check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
+    const scheduler = parseSchedulerConfig(await folder.text('scheduler/scheduler_config.json'), `${folder.name}/scheduler/scheduler_config.json`);
+    return new StableDiffusionPipeline(engine, folder.name, await loadTokenizer(folder), textEncoder, unet, vae, scheduler, controlnet);
+  }
+
+  /** Adds a LoRA file to U-Net and text encoder from the next call on; `scale` is its strength. The caller closes the file when it is done with it. */
+  loadLoraWeights(store: TensorStore, scale = 1): void {
+    this.loras.push({ store, scale });
+  }
+
+  /** Takes all LoRA files out again. */
+  unloadLoraWeights(): void {
+    this.loras = [];
+  }
+
+  private scaledLoras({ cross_attention_kwargs: kwargs }: Pick<StableDiffusionOptions, 'cross_attention_kwargs'>): LoadedLora[] {
+    return this.loras.map(({ store, scale }) => ({ store, scale: scale * (kwargs?.scale ?? 1) }));
+  }
+
+  /** Token ids and states of the text encoder, prompt by prompt. */
+  async encodePrompt(prompts: readonly string[], options: Pick<StableDiffusionOptions, 'clip_skip' | 'cross_attention_kwargs'> = {}): Promise<PromptEmbeddings> {
+    const { config, json } = this.textEncoder;
+    const tokens: TokenBatch = this.tokenizer.batch(prompts, Math.min(this.tokenizer.modelMaxLength, config.max_position_embeddings));
+    const masked = json.use_attention_mask === true;
+    const { embeds } = await this.textEncoder.use(
+      (weights) =>
+        runOnce(this.engine, weights, 'text encoder', { input_ids: tokens.inputIds, attention_mask: tokens.attentionMask }, (ctx) => {
+          const leaf = (name: string): Tensor => ctx.graph.input(name, tokens.shape, 'i32');
+          return { embeds: clipText(ctx, config, { inputIds: leaf('input_ids'), ...(masked && { attentionMask: leaf('attention_mask') }) }).skip(options.clip_skip ?? 0) };
+        }),
+      this.scaledLoras(options),
+    );
+    return { inputIds: tokens.inputIds, embeds, shape: [prompts.length, tokens.shape[1], config.hidden_size] };
+  }
+
+  /** Generates images [N,C,H,W] in [0,1]; those of one prompt follow each other. The whole trajectory is computed without a read-back. */
+  async generate(options: StableDiffusionOptions): Promise<ImageBatch> {
+    const { num_inference_steps: count = 50, guidance_scale: guidanceScale = 7.5, onRecord } = options;
+    const prompts = list(options.prompt);
+    check(prompts.length > 0, 'input', () => 'there is no prompt');
+    const perPrompt = options.num_images_per_prompt ?? 1;
+    const size = this.size(options, prompts.length * perPrompt);
+    const inpainting = options.mask_image !== undefined;
+    check(this.unet.config.in_channels === this.vae.config.latent_channels || inpainting, 'input', () => `${this.name}: this U-Net paints into images: give image and mask_image`);
+    check(!inpainting || options.image, 'input', () => 'mask_image was given without the image that it belongs to');
+    check((options.control_image !== undefined) === (this.controlnet !== undefined), 'input', () => (this.controlnet ? `${this.name} has a ControlNet: give control_image` : `${this.name} has no ControlNet to read control_image`));
+
+    const config = options.scheduler ?? this.scheduler;
+    const strength = options.strength ?? (inpainting ? 1 : 0.8);
+    check(strength >= 0 && strength <= 1, 'input', () => `strength ${strength} must be from 0 to 1`);
+    const skipped = options.image ? Math.max(count - Math.min(Math.floor(count * strength), count), 0) : 0;
+    const samplerOptions: SamplerOptions = {
+      numInferenceSteps: count,
+      // Heun evaluates every step twice.
+      begin: skipped * (config._class_name === 'HeunDiscreteScheduler' ? 2 : 1),
+      ...(options.eta !== undefined && config._class_name === 'DDIMScheduler' && { eta: options.eta }),
+    };
+    check(!options.image || skipped < count, 'input', () => `strength ${strength} leaves none of ${count} steps`);
+    const program = createSampler(config, samplerOptions);
+    onRecord?.('timesteps', Float32Array.from(program.timesteps));
+    if (program.sigmas) onRecord?.('sigmas', Float32Array.from(program.sigmas));
+
+    const guided = guidanceScale > 1;
+    const negative = options.negative_prompt === undefined ? [''] : list(options.negative_prompt);
+    check(negative.length === 1 || negative.length === prompts.length, 'input', () => `${negative.length} negative prompts for ${prompts.length} prompts`);
+    const all = guided ? [...prompts.map((_, i) => negative[i % negative.length]!), ...prompts] : prompts;
+    const text = await this.encodePrompt(all, options);
+    const hidden = repeatRows(text.embeds, all.length, all.length * perPrompt, { each: true, what: 'prompts' });
+
+    const latentShape: Shape = [size.batch, this.vae.config.latent_channels, size.height, size.width];
+    const start = await this.start(options, size, latentShape, skipped > 0);
+    const { generator } = options;
+    const noise = generator && program.noiseDraws > 0 ? joinDraws(generator, latentShape, program.noiseDraws) : undefined;
+
+    const latents = await this.sample(options, { program, config, guided, skipped, start, noise, hidden, hiddenShape: [text.shape[1], text.shape[2]], latentShape, guidanceScale });
+    const factor = latentFactor(this.vae.config);
+    const shape: Shape = [size.batch, this.vae.config.out_channels, size.height * factor, size.width * factor];
+    const { decoded } = await this.vae.use((weights) => runOnce(this.engine, weights, 'vae decoder', { latents }, (ctx) => ({ decoded: decodeLatent(ctx, this.vae.config, unscaleLatent(this.vae.config, ctx.graph.input('latents', latentShape))) })));
+    onRecord?.('decoded', decoded);
+    const data = decoded.map((x) => Math.min(Math.max(x / 2 + 0.5, 0), 1));
+    onRecord?.('image', data);
+    return { data, shape };
+  }
+
+  /** Batch, and height and width of the latents. */
+  private size({ height, width, image, control_image: control }: StableDiffusionOptions, batch: number): Size {
+    const factor = latentFactor(this.vae.config);
+    const given = image ?? control;
+    const own = this.unet.config.sample_size;
+    const pixels = [height ?? given?.shape[2] ?? (own && own[0] * factor), width ?? given?.shape[3] ?? (own && own[1] * factor)] as const;
+    for (const side of pixels) check(side !== undefined && Number.isInteger(side) && side >= factor && side % factor === 0, 'input', () => `height ${pixels[0]} and width ${pixels[1]} must be multiples of ${factor}`);
+    for (const [name, batchOf] of Object.entries({ image, control_image: control })) {
+      check(!batchOf || (batchOf.shape.length === 4 && batchOf.shape[2] === pixels[0] && batchOf.shape[3] === pixels[1] && batchOf.data.length === numel(batchOf.shape)), 'input', () => `${name} ${showShape(batchOf!.shape)} must be [N, C, ${pixels[0]}, ${pixels[1]}]: resize it first`);
+    }
+    return { batch, height: pixels[0]! / factor, width: pixels[1]! / factor };
+  }
+
+  /** Start noise, and latents of the image and of its kept part. Draws are taken in diffusers' order: image, noise, masked image. */
+  private async start(options: StableDiffusionOptions, { batch, height, width }: Size, latentShape: Shape, partly: boolean): Promise<Start> {
+    const { image, mask_image: mask, generator, seed = 0, sampleOffset = 0 } = options;
+    const draw = (shape: Shape, step: number): Float32Array => {
+      if (generator) return generator.randn(shape);
+      const out = new Float32Array(numel(shape));
+      const each = out.length / shape[0]!;
+      for (let i = 0; i < shape[0]!; i++) out.set(normals(seed, { index: sampleOffset + i, step, stream: RngStream.latent }, each), i * each);
+      return out;
+    };
+    const startNoise = (): Float32Array | undefined => options.latents ?? generator?.randn(latentShape);
+    if (!image) return { noise: startNoise() };
+    const n = image.shape[0]!;
+    const channels = latentShape[1]!;
+    const drawShape = [n, channels, height, width];
+    const toModel = image.data.map((x) => 2 * x - 1);
+    const takesMask = this.unet.config.in_channels !== channels;
+    const encode = async (pixels: Float32Array, gaussian: Float32Array): Promise<Float32Array> => {
+      const { latents } = await this.vae.use((weights) =>
+        runOnce(this.engine, weights, 'vae encoder', { image: pixels, gaussian }, (ctx) => ({
+          latents: scaleLatent(this.vae.config, sampleLatent(encodeImage(ctx, this.vae.config, ctx.graph.input('image', image.shape)), ctx.graph.input('gaussian', drawShape))),
+        })),
+      );
+      return repeatRows(latents, n, batch, { what: 'image' });
+    };
+    const needsImage = !takesMask || partly;
+    const gaussian = needsImage ? draw(drawShape, 0) : undefined;
+    const noise = startNoise();
+    const latents = gaussian && { image: await encode(toModel, gaussian) };
+    if (!mask) return { ...latents, noise };
+    const [h, w] = [image.shape[2]!, image.shape[3]!];
+    check(mask.shape.length === 4 && mask.shape[1] === 1 && mask.shape[2] === h && mask.shape[3] === w && (mask.shape[0] === 1 || mask.shape[0] === n), 'input', () => `mask_image ${showShape(mask.shape)} must be [1 or ${n}, 1, ${h}, ${w}]`);
+    const painted = repeatRows(mask.data.map((x) => (x >= 0.5 ? 1 : 0)), mask.shape[0]!, n, { what: 'mask_image' });
+    const factor = h / height;
+    const small = Float32Array.from({ length: n * height * width }, (_, i) => painted[(Math.floor(i / width) * w + (i % width)) * factor]!);
+    // diffusers draws for it whether or not the U-Net reads it.
+    const maskedGaussian = draw(drawShape, 1);
+    const kept = toModel.map((x, i) => x * (1 - painted[Math.floor(i / (image.shape[1]! * h * w)) * h * w + (i % (h * w))]!));
+    return { ...latents, mask: repeatRows(small, n, batch, { what: 'mask_image' }), ...(takesMask && { maskedImage: await encode(kept, maskedGaussian) }), noise };
+  }
+
+  private sample(options: StableDiffusionOptions, run: Trajectory): Promise<Float32Array> {
+    const loras = this.scaledLoras(options);
+    return this.unet.use((unet) => (this.controlnet ? this.controlnet.use((control) => this.trajectory(options, run, unet, control)) : this.trajectory(options, run, unet, undefined)), loras);
+  }
+
+  private async trajectory(options: StableDiffusionOptions, run: Trajectory, unet: WeightStore, control: WeightStore | undefined): Promise<Float32Array> {
+    const { program, config, guided, skipped, start, latentShape, hidden, hiddenShape } = run;
+    const { onRecord, onPreview } = options;
+    const [batch, channels, height, width] = latentShape as [number, number, number, number];
+    const rows = guided ? 2 * batch : batch;
+    // In guess mode the ControlNet sees the prompt's half only.
+    const guess = guided && (options.guess_mode === true || this.controlnet?.config.global_pool_conditions === true);
+    const controlRows = guess ? batch : rows;
+    const doubled = (x: Float32Array, times: number): Float32Array => repeatRows(x, batch, times * batch, { what: 'latents' });
+    const controlImage = options.control_image && repeatRows(options.control_image.data, options.control_image.shape[0]!, batch, { each: true, what: 'control_image' });
+    const inputs = {
+      encoder_hidden_states: hidden,
+      control_hidden_states: hidden.subarray(hidden.length - (hidden.length / rows) * controlRows),
+      ...(controlImage && { controlnet_cond: doubled(controlImage, controlRows / batch) }),
+      ...(start.image && { image_latents: start.image }),
+      ...(start.mask && { mask: start.mask }),
+      ...(start.maskedImage && start.mask && { mask_input: doubled(start.mask, rows / batch), masked_image_latents: doubled(start.maskedImage, rows / batch) }),
+    };
+    const parameters: [Parameters, WeightStore][] = [];
+    const held: TextValues[] = [];
+    const levels = noiseLevels(config, program).slice(program.timesteps.length - program.steps.length);
+    const inputLatents = (graph: Tensor['graph'], x: Tensor): Tensor =>
+      start.maskedImage ? concat([x, graph.input('mask_input', [rows, 1, height, width]), graph.input('masked_image_latents', [rows, channels, height, width])], 1) : x;
+    const unetOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, residuals?: ControlResiduals): Tensor =>
+      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [rows, height, width], tokens: hiddenShape[0] }, { sample, timestep }), control: residuals });
+    const controlOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, conditioningScale: Tensor | number): ControlResiduals =>
+      controlNet(ctx, this.controlnet!.config, {
+        sample,
+        timestep,
+        encoderHiddenStates: ctx.graph.input('control_hidden_states', [controlRows, ...hiddenShape]),
+        controlnetCond: ctx.graph.input('controlnet_cond', [controlRows, options.control_image!.shape[1]!, options.control_image!.shape[2]!, options.control_image!.shape[3]!]),
+        conditioningScale,
+        guessMode: options.guess_mode === true || this.controlnet!.config.global_pool_conditions,
+      });
+    const leaves = (ctx: ModelContext, n: number, sampleChannels: number): [Tensor, Tensor] => [ctx.graph.input('sample', [n, sampleChannels, height, width]), ctx.graph.input('timestep', [n])];
+
+    try {
+      const unetText = await textValues(this.engine, unet, inputs, (ctx) => void unetOf(ctx, ...leaves(ctx, rows, this.unet.config.in_channels)));
+      held.push(unetText);
+      const controlText = control && (await textValues(this.engine, control, inputs, (ctx) => void controlOf(ctx, ...leaves(ctx, controlRows, channels), 1)));
+      if (controlText) held.push(controlText);
+      const contextOf = (graph: Tensor['graph'], weights: WeightStore, text: TextValues): ModelContext => {
+        const own = new Parameters(graph);
+        parameters.push([own, weights]);
+        return { graph, parameters: own, hoist: text.hoist(graph) };
+      };
+      const sampler = await createGpuSampler(this.engine, {
+        program,
+        shape: [batch, channels, height, width],
+        model: (graph, x, timestep, _, step) => {
+          const sample = inputLatents(graph, x);
+          step.record('unet_input', sample);
+          let residuals: ControlResiduals | undefined;
+          if (control && controlText) {
+            const half = (t: Tensor): Tensor => (guess ? slice(t, 0, batch, batch) : t);
+            const own = controlOf(contextOf(graph, control, controlText), half(x), half(timestep), this.controlScale(options, step, program.steps.length));
+            residuals = guess ? forPositiveHalf(own) : own;
+          }
+          return unetOf(contextOf(graph, unet, unetText), sample, timestep, residuals);
+        },
+        // At full strength nothing of the image is left in the start of inpainting.
+        ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
+        ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),
+        bindings: () => new Map([...parameters.flatMap(([own, weights]) => [...weights.bindings(own)]), ...held.flatMap((text) => [...text.bindings])]),
+        seed: options.seed ?? 0,
+        sampleOffset: options.sampleOffset ?? 0,
+        latents: start.noise ?? null,
+        ...(run.noise && { noise: run.noise }),
+        ...(guided && { guidance: { scale: run.guidanceScale, ...(options.guidance_rescale && { rescale: options.guidance_rescale }) } }),
+        preview: onPreview !== undefined,
+        record: onRecord !== undefined,
+      });
+      try {
+        sampler.writeInputs(inputs);
+        const masked = start.mask !== undefined && start.maskedImage === undefined;
+        await sampler.run({
+          ...(options.signal && { signal: options.signal }),
+          ...(options.onProgress && { onProgress: options.onProgress }),
+          ...((onRecord ?? onPreview) && {
+            onPreview: (preview: SamplerPreview) => {
+              const { step, recorded } = preview;
+              if (onRecord) {
+                if (step === 0) for (const name of ['step_sample', 'model_output']) onRecord(`${name}.0`, recorded[name]!);
+                if (step === 0) onRecord('unet_input', recorded.unet_input!);
+                onRecord(`latents.${step}`, recorded.latents!);
+                if (masked) onRecord(`after_step.${step}`, preview.sample);
+              }
+              onPreview?.(preview);
+            },
+          }),
+        });
+        return await sampler.read();
+      } finally {
+        sampler.destroy();
+      }
+    } finally {
+      for (const text of held) text.destroy();
+    }
+  }
+
+  /** Strength of the ControlNet: a number, or one for each step where it does not act in all of them. */
+  private controlScale(o: StableDiffusionOptions, step: StepContext, count: number): Tensor | number {
+    const { controlnet_conditioning_scale: strength = 1, control_guidance_start: from = 0, control_guidance_end: to = 1 } = o;
+    if (from <= 0 && to >= 1) return strength;
+    return reshape(step.perStep('controlnet_scale', Array.from({ length: count }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
+  }
+
+  /** Frees what is kept in GPU memory. */
+  destroy(): void {
+    for (const component of [this.textEncoder, this.unet, this.vae, this.controlnet]) component?.destroy();
+  }
+}
+
+/** What a trajectory is computed from. */
+interface Trajectory {
+  readonly program: ReturnType<typeof createSampler>;
+  readonly config: SchedulerConfig;
+  readonly guided: boolean;
+  readonly skipped: number;
+  readonly start: Start;
+  /** Draws of the scheduler, where they are given. */
+  readonly noise: Float32Array | undefined;
+  /** [negative; positive] states of the text, [rows, tokens, width]. */
+  readonly hidden: Float32Array;
+  readonly hiddenShape: readonly [number, number];
+  readonly latentShape: Shape;
+  readonly guidanceScale: number;
+}
+
+function joinDraws(generator: NormalSource, shape: Shape, draws: number): Float32Array {
+  const out = new Float32Array(draws * numel(shape));
+  for (let i = 0; i < draws; i++) out.set(generator.randn(shape), i * numel(shape));
+  return out;
+}
+
+/** A clean sample at a level of noise. */
+const noisy = (clean: Tensor, noise: Tensor, [signal, amount]: readonly [number, number]): Tensor => add(scale(clean, signal), scale(noise, amount));
+
+/** What the mask keeps is the image's again, as noisy as the next step expects it; after the last step it is the image's own. */
+function keepUnmasked(sample: Tensor, step: StepContext, shape: Shape, levels: readonly (readonly [number, number])[]): Tensor {
+  const { graph } = sample;
+  const after = levels.map((_, i) => levels[i + 1] ?? ([1, 0] as const));
+  const factor = (name: string, part: 0 | 1): Tensor => reshape(step.perStep(name, after.map((level) => [level[part]])), [1]);
+  const image = add(mul(graph.input('image_latents', shape), factor('image_signal', 0)), mul(step.noise, factor('image_noise', 1)));
+  const mask = graph.input('mask', [shape[0]!, 1, ...shape.slice(2)]);
+  return add(mul(sample, mask), mul(image, shift(scale(mask, -1), 1)));
+}
