@@ -45,7 +45,7 @@ export function addExport(program: Command): void {
       await writeModelFolder(path.join(out, 'unet'), config.modelJson, tensors.ema, options.half ? 'F16' : 'F32');
       for (const file of ['model_index.json', 'scheduler/scheduler_config.json']) await writeFileAtomic(path.join(out, file), await readFile(path.join(checkpoint, file)));
       if (config.conditionDropout > 0) {
-        await writeFileAtomic(path.join(out, 'bruit.json'), `${JSON.stringify({ guidance_scale: options.guidance, null_label: config.model.num_class_embeds! - 1 }, null, 2)}\n`);
+        await writeFileAtomic(path.join(out, 'bruit.json'), `${JSON.stringify({ guidance_scale: options.guidance, null_label: config.model.num_class_embeds! - 1, use_clipped_model_output: true }, null, 2)}\n`);
       }
       const losses = metrics.slice(-100).map((m) => m.loss as number);
       const training = {

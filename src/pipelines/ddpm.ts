@@ -32,6 +32,11 @@ export interface ClassGuidance {
   readonly guidance_scale: number;
   /** Label of the class embedding trained without a condition. */
   readonly null_label: number;
+  /**
+   * DDIM works out the noise from the clipped x0 again (diffusers' argument of that name), unless the caller says otherwise. Guidance pushes x0
+   * beyond [-1,1]; noise that still belongs to the unclipped one leaves strokes where none should be.
+   */
+  readonly use_clipped_model_output?: boolean;
   /** Names of the classes, in label order. */
   readonly class_names?: readonly string[];
 }
@@ -133,7 +138,9 @@ export class DDPMPipeline {
     check(guidanceScale === 1 || this.guidance, 'input', () => `${this.name}: guidance needs a null label, which bruit.json of the folder would name`);
 
     const labels = o.labels && Int32Array.from({ length: count }, (_, i) => o.labels![i % o.labels!.length]!);
-    const program = createSampler(typeof o.scheduler === 'string' ? convertSchedulerConfig(this.scheduler, schedulerNames[o.scheduler]) : (o.scheduler ?? this.scheduler), { numInferenceSteps: steps, ...o.schedulerOptions });
+    const scheduler = typeof o.scheduler === 'string' ? convertSchedulerConfig(this.scheduler, schedulerNames[o.scheduler]) : (o.scheduler ?? this.scheduler);
+    const clipped = this.guidance?.use_clipped_model_output === true && scheduler._class_name === 'DDIMScheduler';
+    const program = createSampler(scheduler, { numInferenceSteps: steps, ...(clipped && { use_clipped_model_output: true }), ...o.schedulerOptions });
     const batch = o.generator || o.onRecord ? count : Math.min(o.batchSize ?? 32, count);
     const shape = [batch, unet.in_channels, size[0], size[1]] as const;
     const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
@@ -191,9 +198,10 @@ export class DDPMPipeline {
 }
 
 function parseGuidance(json: Record<string, unknown>, file: string, unet: UNet2DConfig): ClassGuidance {
-  const { guidance_scale: scale, null_label: label, class_names: names } = json;
+  const { guidance_scale: scale, null_label: label, use_clipped_model_output: clipped, class_names: names } = json;
   check(typeof scale === 'number' && Number.isFinite(scale), 'config', () => `${file}: "guidance_scale" must be a number`);
   check(Number.isInteger(label) && unet.num_class_embeds !== null && (label as number) < unet.num_class_embeds, 'config', () => `${file}: "null_label" must be one of the model's ${unet.num_class_embeds ?? 0} labels`);
+  check(clipped === undefined || typeof clipped === 'boolean', 'config', () => `${file}: "use_clipped_model_output" must be true or false`);
   check(names === undefined || (Array.isArray(names) && names.every((n) => typeof n === 'string')), 'config', () => `${file}: "class_names" must be a list of strings`);
-  return { guidance_scale: scale, null_label: label as number, ...(names !== undefined && { class_names: names as string[] }) };
+  return { guidance_scale: scale, null_label: label as number, ...(clipped !== undefined && { use_clipped_model_output: clipped as boolean }), ...(names !== undefined && { class_names: names as string[] }) };
 }

@@ -102,7 +102,8 @@ describe('tiles', () => {
     expect(shared.error).toBeLessThan(0.1);
     expect(shared.error).toBeLessThan(own.error);
     const { plannedBytes } = await decodeTiled(engine, config, store, { shape: [1, 4, 100, 8], data: draw(4 * 100 * 8) }, { tile: 40, overlap: 20, passes: 1 });
-    expect(plannedBytes).toBe(own.plannedBytes);
+    // Kernels and their scratch memory differ a little with the last tile's shape.
+    expect(plannedBytes).toBeLessThan(1.05 * own.plannedBytes);
     expect(plannedBytes).toBeLessThan(wholeBytes);
     expect(engine.liveBytes).toBe(live);
     const aborted = decodeTiled(engine, config, store, { shape, data }, { tile: 40, overlap: 20, signal: AbortSignal.abort() });

@@ -129,7 +129,7 @@ describe('UNet2DConditionModel', () => {
         "a small control image": "ControlNetModel: controlnet_cond [1,3,8,8] must be [1, 3, 64, 64] (8 times the sample's height and width)",
         "ada_norm": "config.json: num_embeds_ada_norm without norm_type "ada_norm_zero" means "ada_norm" in diffusers, which is not supported",
         "an odd size where residual blocks resample": "up_blocks.1: features of 6x8 meet a skip connection of 7x8: this U-Net wants heights and widths that divide by two at each of its resolutions",
-        "an unknown activation": "timestep_post_act "snake" is unknown; known are silu, swish, mish, gelu, relu, quick_gelu, gelu_new",
+        "an unknown activation": "timestep_post_act "snake" is unknown; known are silu, swish, mish, gelu, relu, quick_gelu, gelu_new, gelu_pytorch_tanh",
         "an unknown entry": "config.json: unknown entry "norm_groups"",
         "an unknown token": "config.json: "added_emb_type" is "cls", but must be one of prd or null",
         "fewer up blocks": "config.json: these must have one entry per resolution each: down_block_types has 2, up_block_types has 1, block_out_channels has 2",
