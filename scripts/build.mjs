@@ -33,8 +33,8 @@ const targets = {
   sampling: { entry: 'src/sampling.ts', out: 'dist/sampling.js', platform: 'browser', options: { minify: true, sourcemap: false, plugins: [samplingOnly(root)] } },
 };
 
-/** Most that the sampling bundle may weigh gzipped, in bytes; the goal is 60 kB. */
-export const samplingLimit = 68 * 1024;
+/** Most that the sampling bundle may weigh gzipped, in bytes, so that it grows on purpose only; the goal is 60 kB. */
+export const samplingLimit = 71 * 1024;
 
 export const gzippedSize = (path) => gzipSync(readFileSync(path), { level: 9 }).length;
 
