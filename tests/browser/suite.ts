@@ -60,7 +60,6 @@ async function collectTests(host: Host, device: GPUDevice, defaultDevice: GPUDev
     ...on(engine, allOps.flatMap((suite) => opChecks(suite, { f16: engine.profile.f16, sample: SAMPLE }))),
     ...on(engine, hostGoldens(host.golden)),
     ...on(engine, modelGoldens(host.golden)),
-    ...on(engine, pipelineGoldens(host.golden)),
     ...on(defaultEngine, await schedulerGoldens(host.golden)),
     ...on(defaultEngine, pipelineGoldens(host.golden)),
     ...on(engine, trainingGoldens(host.golden)),
