@@ -20,10 +20,6 @@ const HEAD = 64u; // D rounded up to 16
 @group(0) @binding(5) var<storage, read_write> o: array<X>;
 @group(0) @binding(6) var<storage, read_write> lse: array<f32>; // [B,heads,T], natural logarithm
 
-// By row, then key or channel, of which a lane has every fourth.
-var<private> weights: array<f32, 256>;
-var<private> sums: array<f32, 2u * HEAD>;
-
 @compute @workgroup_size(4)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let w = flat_workgroup(id, count);
@@ -57,30 +53,21 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       var scores = tile();
       for (var r = 0u; r < 8u; r++) {
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, vec4<u32>(first + r), begin + g + columns);
-        let i = r * (KEYS / 4u) + g / 4u + ALONG;
-        weights[i.x] = s.x;
-        weights[i.y] = s.y;
-        weights[i.z] = s.z;
-        weights[i.w] = s.w;
+        keep(0u, r, g, s);
       }
     }
     for (var r = 0u; r < 8u; r++) {
       var high = vec4<f32>(tops[r]);
       for (var g = 0u; g < keys; g += 16u) {
-        let i = r * (KEYS / 4u) + g / 4u + ALONG;
-        high = max(high, vec4<f32>(weights[i.x], weights[i.y], weights[i.z], weights[i.w]));
+        high = max(high, kept_of(0u, r, g));
       }
       let top = subgroupMax(max(max(high.x, high.y), max(high.z, high.w)));
       let shrink = power(vec4<f32>(tops[r] - top)).x;
       tops[r] = top;
       var total = vec4<f32>();
       for (var g = 0u; g < keys; g += 16u) {
-        let i = r * (KEYS / 4u) + g / 4u + ALONG;
-        let p = power(vec4<f32>(weights[i.x], weights[i.y], weights[i.z], weights[i.w]) - top);
-        weights[i.x] = p.x;
-        weights[i.y] = p.y;
-        weights[i.z] = p.z;
-        weights[i.w] = p.w;
+        let p = power(kept_of(0u, r, g) - top);
+        keep(0u, r, g, p);
         total += p;
       }
       totals[r] = totals[r] * shrink + subgroupAdd((total.x + total.y) + (total.z + total.w));
@@ -89,27 +76,12 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       }
     }
     for (var n = 0u; n < params.head; n += 16u) {
-      var y: array<vec4<f32>, 8>;
-      for (var r = 0u; r < 8u; r++) {
-        let i = r * (HEAD / 4u) + n / 4u + ALONG;
-        y[r] = vec4<f32>(sums[i.x], sums[i.y], sums[i.z], sums[i.w]);
-      }
-      set_tile(y);
+      load_sums(0u, n);
       for (var key = 0u; key < keys; key += 4u) {
-        let p = key / 4u + KEYS / 4u * ALONG;
-        let upper = vec4<f32>(weights[p.x], weights[p.y], weights[p.z], weights[p.w]);
-        let lower = vec4<f32>(weights[p.x + KEYS], weights[p.y + KEYS], weights[p.z + KEYS], weights[p.w + KEYS]);
-        let a = keys_at + n + lane + min(vec4<u32>(begin + key) + ALONG, vec4<u32>(params.m - 1u)) * stride;
-        multiply(upper, lower, v_lines(a));
+        let at = keys_at + n + lane + min(vec4<u32>(begin + key) + ALONG, vec4<u32>(params.m - 1u)) * stride;
+        multiply(kept_rows(0u, 0u, key), kept_rows(0u, 4u, key), v_lines(at));
       }
-      y = tile();
-      for (var r = 0u; r < 8u; r++) {
-        let i = r * (HEAD / 4u) + n / 4u + ALONG;
-        sums[i.x] = y[r].x;
-        sums[i.y] = y[r].y;
-        sums[i.z] = y[r].z;
-        sums[i.w] = y[r].w;
-      }
+      save_sums(0u, n);
     }
   }
   for (var r = 0u; r < 8u; r++) {
@@ -120,7 +92,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     let factor = select(1.0 / totals[r], 0.0, empty);
     let at = query_at(b, h, first + r);
     for (var d = lane; d < params.head; d += 4u) {
-      o[at + d] = X(sums[r * (HEAD / 4u) + d / 4u] * factor);
+      o[at + d] = X(sum_at(0u, r, d) * factor);
     }
     if (lane == 0u) {
       lse[(b * params.heads + h) * params.t + first + r] = select((tops[r] + log2(totals[r])) / LOG2E, 0.0, empty);

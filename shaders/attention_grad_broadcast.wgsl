@@ -1,6 +1,7 @@
 // Gradients of attention (see attention_grad.wgsl) for software adapters with subgroups of 4 lanes (SwiftShader): a subgroup, which is the
 // whole workgroup, owns 8 query rows (grad_q) or 8 keys (grad_kv) of one head and takes the others 128 at a time. As in
-// attention_broadcast.wgsl, the lane that computes a score is the one that passes its derivative on.
+// attention_broadcast.wgsl, the lane that computes a score is the one that passes its derivative on: part 0 of what is kept and summed is dS and dQ or
+// dK, part 1 P and dV.
 // include lib/index.wgsl
 // prologue
 alias V = f32;
@@ -18,13 +19,6 @@ const HEAD = 64u; // D rounded up to 16
 // include lib/attention_grad_store.wgsl
 // include lib/broadcast_tile.wgsl
 // include lib/attention_broadcast.wgsl
-
-// By row, then key or query, of which a lane has every fourth: dS, and P in grad_kv.
-var<private> weights: array<f32, 256>;
-var<private> probabilities: array<f32, 256>;
-// By row, then channel, of which a lane has every fourth: dQ or dK, and dV.
-var<private> sums: array<f32, 2u * HEAD>;
-var<private> value_sums: array<f32, 2u * HEAD>;
 
 fn dout_rows(at: vec4<u32>, inside: bool) -> vec4<f32> {
   return select(vec4<f32>(), vec4<f32>(f32(dout[at.x]), f32(dout[at.y]), f32(dout[at.z]), f32(dout[at.w])), inside);
@@ -84,22 +78,16 @@ fn grad_q(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: 
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, vec4<u32>(first + r), begin + g + columns);
         // A key that is not there must not count, whatever the row's log-sum.
         let ds = select(vec4<f32>(), power(s - z.x) * (dp[r] - z.y) * params.scale, s > vec4<f32>(ABSENT));
-        let i = r * (KEYS / 4u) + g / 4u + ALONG;
-        weights[i.x] = ds.x;
-        weights[i.y] = ds.y;
-        weights[i.z] = ds.z;
-        weights[i.w] = ds.w;
+        keep(0u, r, g, ds);
       }
     }
     for (var n = 0u; n < params.head; n += 16u) {
-      set_tile(read_sums(n));
+      load_sums(0u, n);
       for (var key = 0u; key < keys; key += 4u) {
-        let p = key / 4u + KEYS / 4u * ALONG;
-        let upper = vec4<f32>(weights[p.x], weights[p.y], weights[p.z], weights[p.w]);
-        let lower = vec4<f32>(weights[p.x + KEYS], weights[p.y + KEYS], weights[p.z + KEYS], weights[p.w + KEYS]);
-        multiply(upper, lower, k_lines(keys_at + n + lane + min(vec4<u32>(begin + key) + ALONG, vec4<u32>(params.m - 1u)) * stride));
+        let at = keys_at + n + lane + min(vec4<u32>(begin + key) + ALONG, vec4<u32>(params.m - 1u)) * stride;
+        multiply(kept_rows(0u, 0u, key), kept_rows(0u, 4u, key), k_lines(at));
       }
-      write_sums(n);
+      save_sums(0u, n);
     }
   }
   for (var r = 0u; r < 8u; r++) {
@@ -108,48 +96,8 @@ fn grad_q(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: 
     }
     let at = query_at(b, h, first + r);
     for (var d = lane; d < params.head; d += 4u) {
-      dq[at + d] = X(sums[r * (HEAD / 4u) + d / 4u]);
+      dq[at + d] = X(sum_at(0u, r, d));
     }
-  }
-}
-
-fn read_sums(n: u32) -> array<vec4<f32>, 8> {
-  var y: array<vec4<f32>, 8>;
-  for (var r = 0u; r < 8u; r++) {
-    let i = r * (HEAD / 4u) + n / 4u + ALONG;
-    y[r] = vec4<f32>(sums[i.x], sums[i.y], sums[i.z], sums[i.w]);
-  }
-  return y;
-}
-
-fn write_sums(n: u32) {
-  var y = tile();
-  for (var r = 0u; r < 8u; r++) {
-    let i = r * (HEAD / 4u) + n / 4u + ALONG;
-    sums[i.x] = y[r].x;
-    sums[i.y] = y[r].y;
-    sums[i.z] = y[r].z;
-    sums[i.w] = y[r].w;
-  }
-}
-
-fn read_value_sums(n: u32) -> array<vec4<f32>, 8> {
-  var y: array<vec4<f32>, 8>;
-  for (var r = 0u; r < 8u; r++) {
-    let i = r * (HEAD / 4u) + n / 4u + ALONG;
-    y[r] = vec4<f32>(value_sums[i.x], value_sums[i.y], value_sums[i.z], value_sums[i.w]);
-  }
-  return y;
-}
-
-fn write_value_sums(n: u32) {
-  var y = tile();
-  for (var r = 0u; r < 8u; r++) {
-    let i = r * (HEAD / 4u) + n / 4u + ALONG;
-    value_sums[i.x] = y[r].x;
-    value_sums[i.y] = y[r].y;
-    value_sums[i.z] = y[r].z;
-    value_sums[i.w] = y[r].w;
   }
 }
 
@@ -199,35 +147,22 @@ fn grad_kv(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
         let s = masked(scores[r] * (params.scale * LOG2E), b, h, t, vec4<u32>(first + r));
         let p = select(vec4<f32>(), power(s - log_sum), (s > vec4<f32>(ABSENT)) & (t < vec4<u32>(params.t)));
         let ds = p * (dp[r] - delta) * params.scale;
-        let i = r * (KEYS / 4u) + g / 4u + ALONG;
-        probabilities[i.x] = p.x;
-        probabilities[i.y] = p.y;
-        probabilities[i.z] = p.z;
-        probabilities[i.w] = p.w;
-        weights[i.x] = ds.x;
-        weights[i.y] = ds.y;
-        weights[i.z] = ds.z;
-        weights[i.w] = ds.w;
+        keep(0u, r, g, ds);
+        keep(1u, r, g, p);
       }
     }
     for (var n = 0u; n < params.head; n += 16u) {
       let to = queries_at + n + lane;
-      set_tile(read_sums(n));
+      load_sums(0u, n);
       for (var t = 0u; t < queries; t += 4u) {
-        let p = t / 4u + KEYS / 4u * ALONG;
-        let upper = vec4<f32>(weights[p.x], weights[p.y], weights[p.z], weights[p.w]);
-        let lower = vec4<f32>(weights[p.x + KEYS], weights[p.y + KEYS], weights[p.z + KEYS], weights[p.w + KEYS]);
-        multiply(upper, lower, q_lines(to + min(vec4<u32>(begin + t) + ALONG, vec4<u32>(params.t - 1u)) * stride));
+        multiply(kept_rows(0u, 0u, t), kept_rows(0u, 4u, t), q_lines(to + min(vec4<u32>(begin + t) + ALONG, vec4<u32>(params.t - 1u)) * stride));
       }
-      write_sums(n);
-      set_tile(read_value_sums(n));
+      save_sums(0u, n);
+      load_sums(1u, n);
       for (var t = 0u; t < queries; t += 4u) {
-        let p = t / 4u + KEYS / 4u * ALONG;
-        let upper = vec4<f32>(probabilities[p.x], probabilities[p.y], probabilities[p.z], probabilities[p.w]);
-        let lower = vec4<f32>(probabilities[p.x + KEYS], probabilities[p.y + KEYS], probabilities[p.z + KEYS], probabilities[p.w + KEYS]);
-        multiply(upper, lower, dout_lines(to + min(vec4<u32>(begin + t) + ALONG, vec4<u32>(params.t - 1u)) * stride));
+        multiply(kept_rows(1u, 0u, t), kept_rows(1u, 4u, t), dout_lines(to + min(vec4<u32>(begin + t) + ALONG, vec4<u32>(params.t - 1u)) * stride));
       }
-      write_value_sums(n);
+      save_sums(1u, n);
     }
   }
   for (var r = 0u; r < 8u; r++) {
@@ -236,8 +171,8 @@ fn grad_kv(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     }
     let at = key_at(b, h, first + r);
     for (var d = lane; d < params.head; d += 4u) {
-      dk[at + d] = X(sums[r * (HEAD / 4u) + d / 4u]);
-      dv[at + d] = X(value_sums[r * (HEAD / 4u) + d / 4u]);
+      dk[at + d] = X(sum_at(0u, r, d));
+      dv[at + d] = X(sum_at(1u, r, d));
     }
   }
 }

@@ -1,6 +1,6 @@
 // Convolution without workgroup memory: each invocation reads 4x4 blocks of source and filter from storage and multiplies them in registers.
 // For adapters on which an invocation is a lane of the CPU's vectors and a barrier is dear. Entry points by what an invocation computes:
-// `forward` 8 pixels of 8 channels, `tall` 16 of 8 (fewer loads, where there is enough to do), `narrow` 8 of 4.
+// `forward` 16 pixels of 8 channels (few loads for each product), `narrow` 8 of 4, for small problems and few channels.
 // Neighbouring invocations take neighbouring channels of the same pixels: their source reads meet in one cache line.
 // include lib/index.wgsl
 // prologue
@@ -52,35 +52,6 @@ fn taps_in(slice: u32, taps: Taps) -> vec2<u32> {
 
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 8u);
-  if (tile.slice >= params.slices) {
-    return;
-  }
-  let taps = taps_of(tile.phase);
-  let range = taps_in(tile.slice, taps);
-  let pixels_0 = pixels_at(tile.m, tile.phase);
-  let pixels_1 = pixels_at(tile.m + 4u, tile.phase);
-  for (var t = range.x; t < range.y; t++) {
-    let tap = vec2<u32>(t / taps.count.y, t % taps.count.y);
-    let source_0 = sources(pixels_0, tap);
-    let source_1 = sources(pixels_1, tap);
-    let row = filter_row(taps, tap);
-    for (var c = 0u; c < params.channels; c += 4u) {
-      let b0 = read_block_w(row, c, tile.n);
-      let b1 = read_block_w(row, c, tile.n + 4u);
-      let x0 = read_block_x(source_0, c);
-      c00 += b0 * x0;
-      c01 += b1 * x0;
-      let x1 = read_block_x(source_1, c);
-      c10 += b0 * x1;
-      c11 += b1 * x1;
-    }
-  }
-  store_blocks(tile.m, tile.n, 8u, 8u);
-}
-
-@compute @workgroup_size(8)
-fn tall(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 16u, 8u);
   if (tile.slice >= params.slices) {
     return;

@@ -65,8 +65,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
         f32(w[at_w3]), f32(w[at_w3 + 4u]), f32(w[at_w3 + 8u]), f32(w[at_w3 + 12u]),
       );
       if (CHANNEL_EDGE) {
-        let zero = vec4<f32>();
-        b = mat4x4<f32>(b[0], select(zero, b[1], c + 1u < params.channels), select(zero, b[2], c + 2u < params.channels), select(zero, b[3], c + 3u < params.channels));
+        b = cut_columns(b, c, params.channels);
       }
       multiply(x_0, x_1, b);
       at = at_w3 + params.n;

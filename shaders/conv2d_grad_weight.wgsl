@@ -29,8 +29,7 @@ fn read_block_dy(row: u32, ox: u32, n: u32) -> mat4x4<f32> {
   if (!COLUMN_EDGE) {
     return b;
   }
-  let zero = vec4<f32>();
-  return mat4x4<f32>(b[0], select(zero, b[1], ox + 1u < params.dy_width), select(zero, b[2], ox + 2u < params.dy_width), select(zero, b[3], ox + 3u < params.dy_width));
+  return cut_columns(b, ox, params.dy_width);
 }
 
 // The invocation's tile of `height` filter rows and `width` channels, and its slice.

@@ -69,8 +69,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
         f32(dy[at_3]), f32(dy[at_3 + 4u]), f32(dy[at_3 + 8u]), f32(dy[at_3 + 12u]),
       );
       if (COLUMN_EDGE) {
-        let zero = vec4<f32>();
-        b = mat4x4<f32>(b[0], select(zero, b[1], ox + 1u < params.dy_width), select(zero, b[2], ox + 2u < params.dy_width), select(zero, b[3], ox + 3u < params.dy_width));
+        b = cut_columns(b, ox, params.dy_width);
       }
       multiply_rows(upper, lower, b);
     }

@@ -1,6 +1,6 @@
 // C = A·B without workgroup memory: each invocation reads 4x4 blocks of A and B from storage and multiplies them in registers.
 // For adapters on which an invocation is a lane of the CPU's vectors and a barrier is dear. Entry points by what an invocation computes:
-// `forward` 8x8 of C, `tall` 16x8 (fewer loads, where there is enough to do), `narrow` 8x4.
+// `forward` 16x8 of C (few loads for each product), `narrow` 8x4, for small problems and few columns.
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;
@@ -39,25 +39,6 @@ fn tile_at(i: u32, height: u32, width: u32) -> vec4<u32> {
 
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 8u, 8u);
-  if (tile.w == 0u) {
-    return;
-  }
-  for (var k = tile.z; k < tile.w; k += 4u) {
-    let b0 = read_block_b(k, tile.y);
-    let b1 = read_block_b(k, tile.y + 4u);
-    let a0 = read_block_a(tile.x, k);
-    c00 += b0 * a0;
-    c01 += b1 * a0;
-    let a1 = read_block_a(tile.x + 4u, k);
-    c10 += b0 * a1;
-    c11 += b1 * a1;
-  }
-  store_blocks(tile.x, tile.y, 8u, 8u);
-}
-
-@compute @workgroup_size(8)
-fn tall(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 16u, 8u);
   if (tile.w == 0u) {
     return;

@@ -60,7 +60,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     let at_1 = at + params.n;
     let at_2 = at_1 + params.n;
     let at_3 = at_2 + params.n;
-    let rows = cut_columns(mat4x4<f32>(
+    let rows = cut_k(mat4x4<f32>(
       f32(b[at]), f32(b[at + 4u]), f32(b[at + 8u]), f32(b[at + 12u]),
       f32(b[at_1]), f32(b[at_1 + 4u]), f32(b[at_1 + 8u]), f32(b[at_1 + 12u]),
       f32(b[at_2]), f32(b[at_2 + 4u]), f32(b[at_2 + 8u]), f32(b[at_2 + 12u]),

@@ -57,6 +57,8 @@ fn source_row(r: Rows, image: u32, oy: u32) -> u32 {
   return select(NOWHERE, at, iy < params.height);
 }
 
+// include lib/cut_columns.wgsl
+
 // X4(…) and D4(…) take a scalar or a vec4 of their type alike: the branch not taken must still compile.
 fn read_x(i: u32) -> vec4<f32> {
   if (X_WIDE) {

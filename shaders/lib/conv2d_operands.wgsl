@@ -130,6 +130,8 @@ fn read_block_x(source: vec4<u32>, c: u32) -> mat4x4<f32> {
   return mat4x4<f32>(read_pixel(source.x, c), read_pixel(source.y, c), read_pixel(source.z, c), read_pixel(source.w, c));
 }
 
+// include lib/cut_columns.wgsl
+
 // Column j is the filter from source channel c + j to result channels n..n+4; `row` is from filter_row.
 fn read_block_w(row: u32, c: u32, n: u32) -> mat4x4<f32> {
   var b: mat4x4<f32>;
@@ -143,8 +145,7 @@ fn read_block_w(row: u32, c: u32, n: u32) -> mat4x4<f32> {
     b = mat4x4<f32>(read_w(i), read_w(i + k), read_w(i + 2u * k), read_w(i + 3u * k));
   }
   if (CHANNEL_EDGE) {
-    let zero = vec4<f32>();
-    b = mat4x4<f32>(b[0], select(zero, b[1], c + 1u < params.channels), select(zero, b[2], c + 2u < params.channels), select(zero, b[3], c + 3u < params.channels));
+    b = cut_columns(b, c, params.channels);
   }
   return b;
 }

@@ -43,41 +43,36 @@ fn read_b(i: u32) -> vec4<f32> {
   return vec4<f32>(vec4<f32>(B4(b[i])).x, vec4<f32>(B4(b[i + 1u])).x, vec4<f32>(B4(b[i + 2u])).x, vec4<f32>(B4(b[i + 3u])).x);
 }
 
+// include lib/cut_columns.wgsl
+
 // Rows and columns outside C are read from wherever they fall, clamped by WebGPU, and never stored; only k must be cut exactly.
-// Column j becomes 0 if k + j lies outside.
-fn cut_columns(x: mat4x4<f32>, k: u32) -> mat4x4<f32> {
+fn cut_k(x: mat4x4<f32>, k: u32) -> mat4x4<f32> {
   if (!K_EDGE) {
     return x;
   }
-  let zero = vec4<f32>();
-  return mat4x4<f32>(
-    select(zero, x[0], k < params.k),
-    select(zero, x[1], k + 1u < params.k),
-    select(zero, x[2], k + 2u < params.k),
-    select(zero, x[3], k + 3u < params.k),
-  );
+  return cut_columns(x, k, params.k);
 }
 
 // Column j is A[m + j][k..k+4].
 fn read_block_a(m: u32, k: u32) -> mat4x4<f32> {
   if (TRANSPOSE_A) {
     let i = a_base + k * params.m + m;
-    return transpose(cut_columns(mat4x4<f32>(read_a(i), read_a(i + params.m), read_a(i + 2u * params.m), read_a(i + 3u * params.m)), k));
+    return transpose(cut_k(mat4x4<f32>(read_a(i), read_a(i + params.m), read_a(i + 2u * params.m), read_a(i + 3u * params.m)), k));
   }
   let i = a_base + m * params.k + k;
   let x = mat4x4<f32>(read_a(i), read_a(i + params.k), read_a(i + 2u * params.k), read_a(i + 3u * params.k));
   if (!K_EDGE) {
     return x;
   }
-  return transpose(cut_columns(transpose(x), k));
+  return transpose(cut_k(transpose(x), k));
 }
 
 // Column j is B[k + j][n..n+4].
 fn read_block_b(k: u32, n: u32) -> mat4x4<f32> {
   if (TRANSPOSE_B) {
     let i = b_base + n * params.k + k;
-    return cut_columns(transpose(mat4x4<f32>(read_b(i), read_b(i + params.k), read_b(i + 2u * params.k), read_b(i + 3u * params.k))), k);
+    return cut_k(transpose(mat4x4<f32>(read_b(i), read_b(i + params.k), read_b(i + 2u * params.k), read_b(i + 3u * params.k))), k);
   }
   let i = b_base + k * params.n + n;
-  return cut_columns(mat4x4<f32>(read_b(i), read_b(i + params.n), read_b(i + 2u * params.n), read_b(i + 3u * params.n)), k);
+  return cut_k(mat4x4<f32>(read_b(i), read_b(i + params.n), read_b(i + 2u * params.n), read_b(i + 3u * params.n)), k);
 }

@@ -7,13 +7,14 @@
 import type { Engine } from './device';
 import { BruitError } from './errors';
 import type { Graph, HostData, Tensor } from './graph';
-import type { Bindable, Cost, DispatchSpec, LowerContext, TempTensor } from './op';
+import type { Bindable, Cost } from './op';
 import { scale } from './ops/pointwise';
-import { fuse, readsOf, removeDeadCode, type PlannedNode } from './passes';
-import { planMemory, type MemoryPlan } from './plan';
+import { readsOf, type PlannedNode } from './passes';
+import type { MemoryPlan } from './plan';
+import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph } from './planned_graph';
 import { emitEpilogue } from './pointwise_codegen';
 import { highestBinding, packParams, reflect, specialise, type EntryInfo } from './shader';
-import { dtypeBytes, numel, showShape } from './shape';
+import { numel, showShape } from './shape';
 import { tuningKey } from './tuning_key';
 
 /** A range of a GPU buffer; `offset` is a multiple of the device's storage offset alignment (256 by default). */
@@ -47,19 +48,9 @@ export interface Step {
   readonly cost: Cost;
 }
 
-const bytesOf = (t: Bindable): number => numel(t.shape) * dtypeBytes[t.dtype];
-// vec4 bindings are read 16 bytes at a time.
-const padded = (bytes: number): number => Math.ceil(bytes / 16) * 16;
-
 const BufferUsage = { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 } as const;
 /** Usage of every tensor buffer: kernels, uploads and read-backs. */
 export const tensorUsage = BufferUsage.STORAGE | BufferUsage.COPY_SRC | BufferUsage.COPY_DST;
-
-interface Lowered {
-  readonly node: PlannedNode;
-  readonly specs: DispatchSpec[];
-  readonly temps: TempTensor[];
-}
 
 /** Builds the recorded program of `graph`. */
 export async function compile(engine: Engine, graph: Graph, options: CompileOptions): Promise<Program> {
@@ -76,14 +67,16 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
     bindings.set(free ? root : scale(t, 1), view);
   }
   const outputs = new Set<Tensor>([...options.outputs, ...[...bindings.keys()].filter((t) => t.kind === 'value')]);
-  let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
-  if (options.fuse !== false) nodes = fuse(nodes, outputs, { maxStorageBuffers: engine.profile.limits.maxStorageBuffersPerShaderStage });
-
-  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, engine, options.variants?.[node.op.name] ?? tunedVariant(engine, node)));
-  const memory = new ProgramMemory(engine, graph, lowered, nodes, outputs, bindings, options.label ?? 'program');
+  const planned = planGraph(graph, outputs, {
+    profile: engine.profile,
+    variantOf: (node) => options.variants?.[node.op.name] ?? tunedVariant(engine, node),
+    bound: bindings,
+    ...(options.fuse !== undefined && { fuse: options.fuse }),
+  });
+  const memory = new ProgramMemory(engine, graph, planned, bindings, options.label ?? 'program');
   try {
     await memory.allocate(options.poison === true);
-    const steps = await record(engine, lowered, memory);
+    const steps = await record(engine, planned.lowered, memory);
     return new Program(engine, memory, steps);
   } catch (e) {
     memory.destroy();
@@ -97,32 +90,8 @@ function tunedVariant({ tuning }: Engine, node: PlannedNode): string | undefined
   return variant !== undefined && node.op.variants!.includes(variant) ? variant : undefined;
 }
 
-function lower(node: PlannedNode, engine: Engine, variant: string | undefined): Lowered {
-  const specs: DispatchSpec[] = [];
-  const temps: TempTensor[] = [];
-  const context: LowerContext<never> = {
-    node,
-    inputs: node.inputs,
-    outputs: node.outputs,
-    attrs: node.attrs as never,
-    profile: engine.profile,
-    variant,
-    temp(label, shape, dtype = 'f32') {
-      const t: TempTensor = { temp: true, label, shape, dtype };
-      temps.push(t);
-      return t;
-    },
-    dispatch: (spec) => specs.push(spec),
-  };
-  node.op.lower(context);
-  return { node, specs, temps };
-}
-
 /** Where each tensor of a program lives. */
 class ProgramMemory {
-  readonly plan: MemoryPlan;
-  private readonly slotOf = new Map<Bindable, number>();
-  private readonly roots = new Map<Tensor, Tensor>();
   private readonly views = new Map<Bindable, BufferView>();
   private readonly owned: GPUBuffer[] = [];
   uniforms: GPUBuffer | undefined;
@@ -130,52 +99,31 @@ class ProgramMemory {
   constructor(
     private readonly engine: Engine,
     private readonly graph: Graph,
-    lowered: readonly Lowered[],
-    nodes: readonly PlannedNode[],
-    outputs: ReadonlySet<Tensor>,
+    private readonly planned: PlannedGraph,
     private readonly bindings: ReadonlyMap<Tensor, BufferView>,
     private readonly label: string,
-  ) {
-    for (const n of nodes) if (n.op.view) this.roots.set(n.outputs[0]!, this.root(n.inputs[0]!));
-    const lives = new Map<Bindable, { first: number; last: number }>();
-    const touch = (t: Bindable, at: number) => {
-      const life = lives.get(t);
-      if (!life) lives.set(t, { first: at, last: at });
-      else life.last = Math.max(life.last, at);
-    };
-    lowered.forEach(({ node, temps }, i) => {
-      for (const t of [...readsOf(node), ...node.outputs]) touch(this.root(t), i);
-      for (const t of temps) touch(t, i);
-    });
-    for (const t of outputs) touch(this.root(t), lowered.length);
-    const planned = [...lives.keys()].filter((t) => 'temp' in t || (t.kind === 'value' && !bindings.has(t)));
-    this.plan = planMemory(planned.map((t) => ({ bytes: padded(bytesOf(t)), ...lives.get(t)! })));
-    planned.forEach((t, i) => this.slotOf.set(t, this.plan.assignment[i]!));
-    this.usedLeaves = [...lives.keys()].filter((t): t is Tensor => !('temp' in t) && t.kind !== 'value');
-  }
+  ) {}
 
-  private readonly usedLeaves: readonly Tensor[];
-
-  root(t: Tensor): Tensor {
-    return this.roots.get(t) ?? t;
+  get plan(): MemoryPlan {
+    return this.planned.plan;
   }
 
   async allocate(poison: boolean): Promise<void> {
     const { device, profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
     const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
-    const oversize = [...this.slotOf.keys(), ...this.usedLeaves].find((t) => bytesOf(t) > limit);
+    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => bytesOf(t) > limit);
     if (oversize) {
       throw new BruitError('limit', `${this.label}: ${'temp' in oversize ? `workspace '${oversize.label}' ${showShape(oversize.shape)}` : `${oversize}${oversize.node ? ` of ${oversize.node.op.name} (${oversize.node.path})` : ''}`} takes ${bytesOf(oversize)} bytes, this device binds at most ${limit}. Use a smaller batch or image.`);
     }
     // Before the error scope opens: an exception inside would leave it open on the caller's device.
-    const unbound = this.usedLeaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
+    const unbound = this.planned.leaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
     if (unbound) throw new BruitError('checkpoint', `${this.label}: parameter '${unbound.name}' ${showShape(unbound.shape)} has no buffer in \`bindings\``);
     device.pushErrorScope('out-of-memory');
     const slots = this.plan.slots.map((bytes, i) => this.create(`${this.label}.slot${i}`, bytes));
     if (poison) slots.forEach((b) => device.queue.writeBuffer(b, 0, new Uint32Array(b.size / 4).fill(0x7fc00000)));
-    for (const [t, s] of this.slotOf) this.views.set(t, { buffer: slots[s]!, offset: 0 });
-    for (const t of this.usedLeaves) {
+    for (const [t, s] of this.planned.slotOf) this.views.set(t, { buffer: slots[s]!, offset: 0 });
+    for (const t of this.planned.leaves) {
       const bound = this.bindings.get(t);
       const view = bound ?? { buffer: this.create(t.name || `leaf${t.id}`, padded(t.bytes)), offset: 0 };
       this.views.set(t, view);
@@ -200,13 +148,13 @@ class ProgramMemory {
   }
 
   view(t: Bindable): BufferView {
-    const view = this.views.get('temp' in t ? t : this.root(t));
+    const view = this.views.get('temp' in t ? t : this.planned.root(t));
     if (!view) throw new BruitError('input', `${this.label}: ${'temp' in t ? t.label : t} is not in this program; list it in \`outputs\` to keep it`);
     return view;
   }
 
   has(t: Tensor): boolean {
-    return this.views.has(this.root(t)) && t.graph === this.graph;
+    return this.views.has(this.planned.root(t)) && t.graph === this.graph;
   }
 
   destroy(): void {

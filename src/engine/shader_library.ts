@@ -15,6 +15,7 @@ import workgroup from '../../shaders/lib/workgroup.wgsl';
 import matmulOperands from '../../shaders/lib/matmul_operands.wgsl';
 import conv2dOperands from '../../shaders/lib/conv2d_operands.wgsl';
 import conv2dGradWeightOperands from '../../shaders/lib/conv2d_grad_weight_operands.wgsl';
+import cutColumns from '../../shaders/lib/cut_columns.wgsl';
 import attentionBroadcast from '../../shaders/lib/attention_broadcast.wgsl';
 import blockTile from '../../shaders/lib/block_tile.wgsl';
 import broadcastStore from '../../shaders/lib/broadcast_store.wgsl';
@@ -44,6 +45,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/matmul_operands.wgsl': matmulOperands,
   'lib/conv2d_operands.wgsl': conv2dOperands,
   'lib/conv2d_grad_weight_operands.wgsl': conv2dGradWeightOperands,
+  'lib/cut_columns.wgsl': cutColumns,
   'lib/attention_broadcast.wgsl': attentionBroadcast,
   'lib/block_tile.wgsl': blockTile,
   'lib/broadcast_store.wgsl': broadcastStore,

@@ -90,7 +90,7 @@ interface Kernel {
 
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
-const direct = { tiles: [{ rows: 16, columns: 8, entry: 'tall', leastTerms: 64 }, { rows: 8, columns: 8, leastTerms: 64 }, { rows: 8, columns: 4, entry: 'narrow' }], wanted: 64, tilesPerWorkgroup: 8, step: 4 } as const;
+const direct = { tiles: [{ rows: 16, columns: 8, leastTerms: 64 }, { rows: 8, columns: 4, entry: 'narrow' }], wanted: 64, tilesPerWorkgroup: 8, step: 4 } as const;
 const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 8, tilesPerWorkgroup: 1, step: 4 } as const;
 const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
@@ -107,7 +107,7 @@ const productKernels: Readonly<Record<KernelName, Kernel>> = {
   },
 };
 const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'>, Kernel>> = {
-  direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct, tiles: direct.tiles.slice(1) },
+  direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct, tiles: [{ rows: 8, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }] },
   broadcast: { shader: { file: 'conv2d_grad_weight_broadcast.wgsl', text: gradWeightBroadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup },
 };

@@ -59,7 +59,8 @@ const wholeCells = 256;
 function wholeGroups({ batch, channels, groups, pixels }: ReturnType<typeof sizesOf>, kind: AdapterProfile['kind'], forced: boolean) {
   const lanes = kind === 'gpu' ? 256 : 4;
   const columns = Math.min(lcm(channels / groups, kind === 'gpu' ? 8 : 4), channels);
-  const strips = Math.max(1, Math.min(Math.floor(lanes / columns), pixels));
+  // On a CPU more strips than lanes: each has an origin of its own for its sums, which keeps digits.
+  const strips = Math.max(1, Math.min(Math.floor((kind === 'gpu' ? lanes : 16) / columns), pixels));
   if (columns * strips > wholeCells) return undefined;
   if (!forced && (pixels * columns) / lanes > wholeElements[kind]) return undefined;
   const blocks = Math.ceil(channels / columns);
@@ -260,8 +261,7 @@ export const tests = [
       forwardCase('no pixels but one', [4, 20], attrs(5), { tolerance: 1e-5 }),
       // 17 and 1021 pixels: the last band is shorter than the others.
       forwardCase('one pixel more than a band', [1, 17, 8], attrs(2, true), { tolerance: 1e-5 }),
-      // The means are near 0, the data near 1: their rounding is that of the data.
-      forwardCase('prime number of pixels, many bands', [1, 1021, 4], attrs(2, true), { tolerance: 3e-5, skipGrad: true }),
+      forwardCase('prime number of pixels, many bands', [1, 1021, 4], attrs(2, true), { tolerance: 1e-5, skipGrad: true }),
       { name: 'mean a thousand deviations off zero', inputs: offsetInputs([2, 33, 31, 16], 1000, 1), attrs: attrs(4), tolerance: 1e-4, skipGrad: true },
       { name: 'mean ten thousand deviations off zero', inputs: offsetInputs([1, 65, 8], 10000, 1), attrs: attrs(2), tolerance: 5e-4, skipGrad: true },
       { name: 'sum of squares beyond f16', inputs: offsetInputs([1, 64, 64, 8], 500, 100), attrs: attrs(2), tolerance: 1e-5, skipGrad: true },

@@ -123,7 +123,7 @@ const tile8x8 = 'lib/tile_8x8.wgsl';
 const kernels: Readonly<Record<KernelName, Kernel>> = {
   direct: {
     shader: { file: 'matmul.wgsl', text: matmulShader },
-    tiles: [{ rows: 16, columns: 8, entry: 'tall' }, { rows: 8, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }],
+    tiles: [{ rows: 16, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }],
     step: () => 4,
     wanted: 64,
     tilesPerWorkgroup: 8,
