@@ -9,6 +9,7 @@ import type { TensorStore } from '../io/safetensors';
 import type { ModelContext } from '../model/layers';
 import { MergedLoras, readLora, type WeightedLora } from '../model/lora';
 import { Parameters, WeightStore } from '../model/parameters';
+import { parseSchedulerConfig, type SchedulerConfig } from '../sampler/scheduler_config';
 
 /** A LoRA file that a pipeline has loaded. */
 export interface LoadedLora {
@@ -45,8 +46,19 @@ export class Component<C> {
 
   /** Reads and checks the config; weights are not touched. With `keep` they stay in GPU memory from their first use to {@link destroy}. */
   static async open<C>(engine: Engine, folder: ModelFolder, options: ComponentOptions<C>, keep = false): Promise<Component<C>> {
+    check(await folder.has(`${options.name}/config.json`), 'checkpoint', () => `${folder.name}: ${options.name}/config.json is missing; the pipeline needs this component`);
     const json = await readJson(folder, `${options.name}/config.json`);
     return new Component(engine, folder, options.parse(json, `${folder.name}/${options.name}/config.json`), json, options, keep);
+  }
+
+  /** Its sub-folder. */
+  get name(): string {
+    return this.options.name;
+  }
+
+  /** Runs a graph of the model once; see {@link runOnce}. */
+  run<K extends string>(build: BuildGraph<K>, loras: readonly LoadedLora[] = []): Promise<Record<K, Float32Array>> {
+    return this.use((weights) => runOnce(this.engine, weights, build), loras);
   }
 
   /** Runs `work` with the weights in GPU memory, changed by the parts of `loras` that are for this model. */
@@ -102,13 +114,33 @@ export class Component<C> {
   }
 }
 
-/** Runs a graph of a model once: writes `inputs` by the names of the graph's input leaves and returns its outputs. */
-export async function runOnce<K extends string>(engine: Engine, weights: WeightStore, label: string, inputs: Readonly<Record<string, HostData>>, build: (ctx: ModelContext) => Readonly<Record<K, Tensor>>): Promise<Record<K, Float32Array>> {
+/** A graph's input leaves with their values. */
+export class Inputs {
+  private readonly values: [Tensor, HostData][] = [];
+
+  constructor(private readonly graph: Graph) {}
+
+  add(name: string, shape: readonly number[], data: Float32Array | Int32Array): Tensor {
+    const leaf = this.graph.input(name, [...shape], data instanceof Int32Array ? 'i32' : 'f32');
+    this.values.push([leaf, data]);
+    return leaf;
+  }
+
+  write(program: { write(t: Tensor, data: HostData): void }): void {
+    for (const [leaf, data] of this.values) program.write(leaf, data);
+  }
+}
+
+export type BuildGraph<K extends string> = (ctx: ModelContext, inputs: Inputs) => Readonly<Record<K, Tensor>>;
+
+/** Runs a graph once and reads its results; `weights` are those that it names, if any. */
+export async function runOnce<K extends string>(engine: Engine, weights: WeightStore | undefined, build: BuildGraph<K>): Promise<Record<K, Float32Array>> {
   const parameters = new Parameters(new Graph());
-  const outputs = build({ graph: parameters.graph, parameters });
-  const program = await compile(engine, parameters.graph, { outputs: Object.values(outputs), bindings: weights.bindings(parameters), label });
+  const inputs = new Inputs(parameters.graph);
+  const outputs = build({ graph: parameters.graph, parameters }, inputs);
+  const program = await compile(engine, parameters.graph, { outputs: Object.values(outputs), ...(weights && { bindings: weights.bindings(parameters), label: weights.label }) });
   try {
-    writeInputs(program, parameters.graph, inputs);
+    inputs.write(program);
     program.run();
     const values = {} as Record<K, Float32Array>;
     for (const [name, t] of Object.entries(outputs) as [K, Tensor][]) values[name] = await program.read(t);
@@ -170,6 +202,15 @@ export async function pipelineClass(folder: ModelFolder): Promise<string> {
   if (typeof name !== 'string') throw new BruitError('config', `${folder.name}: model_index.json names no class`);
   return name;
 }
+
+/** @throws BruitError `config` unless model_index.json names `wanted`. */
+export async function checkPipelineClass(folder: ModelFolder, wanted: string): Promise<void> {
+  const name = await pipelineClass(folder);
+  if (name !== wanted) throw new BruitError('config', `${folder.name}: model_index.json names ${name}; this pipeline loads ${wanted}`);
+}
+
+export const openScheduler = async (folder: ModelFolder, name = 'scheduler'): Promise<SchedulerConfig> =>
+  parseSchedulerConfig(await folder.text(`${name}/scheduler_config.json`), `${folder.name}/${name}/scheduler_config.json`);
 
 /** Repeats rows until there are `rows` of them: as a whole ([a, b, a, b]), or each in its place ([a, a, b, b]). */
 export function repeatRows(data: Float32Array, from: number, rows: number, { each = false, what }: { each?: boolean; what: string }): Float32Array {

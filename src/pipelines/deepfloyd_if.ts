@@ -12,10 +12,11 @@ import { normals, RngStream } from '../engine/rng';
 import { numel, showShape, type Shape } from '../engine/shape';
 import type { ModelFolder } from '../io/folder';
 import { parseT5Config, t5Encoder, type T5Config } from '../model/t5';
-import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import { unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createSampler, noiseTables, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { checkPipelineClass, evaluate, openComponent, openScheduler, withWeights, type Component } from './models';
+import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions } from './component';
+import { conditionUNet } from './declarations';
 import { guided, Progress, runStage, stageSeed, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 /** T5's states of texts. */
@@ -61,14 +62,21 @@ interface Components {
   readonly text?: { readonly encoder: Component<T5Config>; readonly tokenizer: Tokenizer };
 }
 
-async function openComponents(folder: ModelFolder, pipeline: string): Promise<Components> {
-  await checkPipelineClass(folder, [pipeline]);
-  const unet = await openComponent(folder, 'unet', parseUNet2DConditionConfig);
+const t5Encoding: ComponentOptions<T5Config> = {
+  name: 'text_encoder',
+  weights: 'model',
+  parse: parseT5Config,
+  declare: (ctx, config) => void t5Encoder(ctx, config, { inputIds: ctx.graph.input('input_ids', [1, 1], 'i32') }),
+};
+
+async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string): Promise<Components> {
+  await checkPipelineClass(folder, pipeline);
+  const unet = await Component.open(engine, folder, conditionUNet('unet'));
   const hasText = await folder.has('text_encoder/config.json');
   return {
     unet,
     scheduler: await openScheduler(folder),
-    ...(hasText && { text: { encoder: await openComponent(folder, 'text_encoder', parseT5Config, 'model'), tokenizer: await loadTokenizer(folder) } }),
+    ...(hasText && { text: { encoder: await Component.open(engine, folder, t5Encoding), tokenizer: await loadTokenizer(folder) } }),
   };
 }
 
@@ -90,7 +98,7 @@ abstract class IFBase {
   async encodePrompt(prompts: readonly string[]): Promise<PromptEmbeds> {
     const { shape, inputIds, attentionMask } = this.tokenize(prompts);
     const { encoder } = this.components.text!;
-    const { states } = await evaluate(this.engine, encoder, (ctx, inputs) => ({
+    const { states } = await encoder.run((ctx, inputs) => ({
       states: t5Encoder(ctx, encoder.config, { inputIds: inputs.add('input_ids', shape, inputIds), attentionMask: inputs.add('attention_mask', shape, attentionMask) }).lastHiddenState,
     }));
     return { shape: [...shape, encoder.config.d_model], data: states };
@@ -129,9 +137,7 @@ abstract class IFBase {
     const steps = schedulerOptions?.timesteps ? {} : { numInferenceSteps: call.num_inference_steps ?? defaults.numInferenceSteps };
     const program = createSampler(call.scheduler ?? scheduler, { ...steps, ...schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
-    // Weights depend on the config alone.
-    const side = 2 ** config.block_out_channels.length;
-    const samples = await withWeights(engine, unet, (ctx) => unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1 })), (weights) =>
+    const samples = await unet.use((weights) =>
       runStage({
         engine,
         call,
@@ -165,7 +171,7 @@ abstract class IFBase {
 export class IFPipeline extends IFBase {
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
   static async fromFolder(engine: Engine, folder: ModelFolder): Promise<IFPipeline> {
-    return new IFPipeline(engine, 'IFPipeline', await openComponents(folder, 'IFPipeline'));
+    return new IFPipeline(engine, 'IFPipeline', await openComponents(engine, folder, 'IFPipeline'));
   }
 
   /** guidance_scale is 7 and num_inference_steps 100 by default. */
@@ -188,7 +194,7 @@ export class IFSuperResolutionPipeline extends IFBase {
   }
 
   static async fromFolder(engine: Engine, folder: ModelFolder): Promise<IFSuperResolutionPipeline> {
-    const components = await openComponents(folder, 'IFSuperResolutionPipeline');
+    const components = await openComponents(engine, folder, 'IFSuperResolutionPipeline');
     return new IFSuperResolutionPipeline(engine, components, await openScheduler(folder, 'image_noising_scheduler'));
   }
 
@@ -214,7 +220,7 @@ export class IFSuperResolutionPipeline extends IFBase {
     };
     const [latents, noise] = [draw(RngStream.noise), draw(RngStream.condition)];
     const bar = bars[noise_level]!;
-    const { noised } = await evaluate(this.engine, undefined, (_, inputs) => {
+    const { noised } = await runOnce(this.engine, undefined, (_, inputs) => {
       const enlarged = interpolate(transpose(inputs.add('image', image.shape, image.data), [0, 2, 3, 1]), size, { mode: 'bilinear', alignCorners: true });
       return { noised: add(scale(transpose(enlarged, [0, 3, 1, 2]), Math.sqrt(bar)), scale(inputs.add('noise', shape, noise), Math.sqrt(1 - bar))) };
     });

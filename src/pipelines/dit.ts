@@ -2,10 +2,11 @@
 import type { Engine } from '../engine/device';
 import { check } from '../engine/errors';
 import type { ModelFolder } from '../io/folder';
-import { autoencoderHalf, decodeLatent, latentFactor, parseAutoencoderKLConfig, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { decodeLatent, latentFactor, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
-import { checkPipelineClass, evaluate, openComponent, openScheduler, withWeights, type Component } from './models';
+import { checkPipelineClass, Component, openScheduler } from './component';
+import { latentDecoder } from './declarations';
 import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 export interface DiTCall extends PipelineCall {
@@ -30,11 +31,16 @@ export class DiTPipeline {
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
   static async fromFolder(engine: Engine, folder: ModelFolder): Promise<DiTPipeline> {
-    await checkPipelineClass(folder, ['DiTPipeline']);
-    const transformer = await openComponent(folder, 'transformer', parseTransformer2DConfig);
+    await checkPipelineClass(folder, 'DiTPipeline');
+    const transformer = await Component.open(engine, folder, {
+      name: 'transformer',
+      weights: 'diffusion_pytorch_model',
+      parse: parseTransformer2DConfig,
+      declare: (ctx, config) => void transformer2d(ctx, config, transformer2dInputs(ctx, config, [1, config.sample_size!, config.sample_size!])),
+    });
     const { patch_size: patch, num_embeds_ada_norm: classes } = transformer.config;
     check(patch !== null && classes !== null, 'config', () => `${folder.name}/transformer/config.json: DiTPipeline needs a model over patches with classes (patch_size, num_embeds_ada_norm)`);
-    return new DiTPipeline(engine, transformer, await openComponent(folder, 'vae', parseAutoencoderKLConfig), await openScheduler(folder));
+    return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder), await openScheduler(folder));
   }
 
   async generate(call: DiTCall): Promise<PipelineImages> {
@@ -50,8 +56,7 @@ export class DiTPipeline {
     const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
     const labels = Int32Array.from([...(guided(guidanceScale) ? class_labels.map(() => none) : []), ...class_labels]);
-    const declare = (ctx: Parameters<typeof transformer2d>[0]) => transformer2d(ctx, config, transformer2dInputs(ctx, config, [1, size, size]));
-    const latents = await withWeights(engine, transformer, declare, (weights) =>
+    const latents = await transformer.use((weights) =>
       runStage({
         engine,
         call,
@@ -64,7 +69,7 @@ export class DiTPipeline {
       }),
     );
     const side = size * latentFactor(vae.config);
-    const { decoded } = await evaluate(engine, vae, (ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', [n, config.in_channels, size, size], latents))) }), { rename: autoencoderHalf('decoder') });
+    const { decoded } = await vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', [n, config.in_channels, size, size], latents))) }));
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);
     onRecord?.('image', images);

@@ -14,16 +14,17 @@ import { numel, showShape, type Shape } from '../engine/shape';
 import type { NormalSource } from '../engine/torch_rng';
 import type { ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
-import { decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
-import { clipText, parseCLIPTextConfig, type CLIPTextConfig } from '../model/clip';
+import { decodeLatent, encodeImage, latentFactor, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { clipText, type CLIPTextConfig } from '../model/clip';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, type ControlNetConfig } from '../model/controlnet';
 import type { ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
-import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import { conditionInputs, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
-import { createSampler, noiseLevels, parseSchedulerConfig, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
+import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { Component, pipelineClass, repeatRows, runOnce, textValues, type LoadedLora, type TextValues } from './component';
+import { Component, openScheduler, pipelineClass, repeatRows, textValues, type LoadedLora, type TextValues } from './component';
+import { autoencoder, clipTextEncoder, conditionUNet } from './declarations';
 
 /** Images [N,C,H,W] with numbers in [0,1]. */
 export interface ImageBatch {
@@ -126,36 +127,9 @@ export class StableDiffusionPipeline {
   static async fromFolder(engine: Engine, folder: ModelFolder, { keep = false }: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
     const kind = await pipelineClass(folder);
     if (!/^StableDiffusion(Img2Img|Inpaint|ControlNet\w*)?Pipeline$/.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
-    const textEncoder = await Component.open(engine, folder, { name: 'text_encoder', weights: 'model', parse: parseCLIPTextConfig, declare: (ctx, config) => void clipText(ctx, config, { inputIds: ctx.graph.input('input_ids', [1, 1], 'i32') }) }, keep);
-    const unet = await Component.open(
-      engine,
-      folder,
-      {
-        name: 'unet',
-        weights: 'diffusion_pytorch_model',
-        parse: parseUNet2DConditionConfig,
-        declare(ctx, config) {
-          const side = 2 ** config.block_out_channels.length;
-          unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
-        },
-        layersPerBlock: (config) => config.layers_per_block[0]!,
-      },
-      keep,
-    );
-    const vae = await Component.open(
-      engine,
-      folder,
-      {
-        name: 'vae',
-        weights: 'diffusion_pytorch_model',
-        parse: parseAutoencoderKLConfig,
-        declare(ctx, config) {
-          const side = latentFactor(config);
-          decodeLatent(ctx, config, encodeImage(ctx, config, ctx.graph.input('image', [1, config.in_channels, side, side])).mean);
-        },
-      },
-      keep,
-    );
+    const textEncoder = await Component.open(engine, folder, clipTextEncoder(), keep);
+    const unet = await Component.open(engine, folder, conditionUNet('unet'), keep);
+    const vae = await Component.open(engine, folder, autoencoder, keep);
     const controlnet = (await folder.has('controlnet/config.json'))
       ? await Component.open(
           engine,
@@ -176,8 +150,7 @@ export class StableDiffusionPipeline {
     check(addition === null, 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
     const latent = vae.config.latent_channels;
     check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
-    const scheduler = parseSchedulerConfig(await folder.text('scheduler/scheduler_config.json'), `${folder.name}/scheduler/scheduler_config.json`);
-    return new StableDiffusionPipeline(engine, folder.name, await loadTokenizer(folder), textEncoder, unet, vae, scheduler, controlnet);
+    return new StableDiffusionPipeline(engine, folder.name, await loadTokenizer(folder), textEncoder, unet, vae, await openScheduler(folder), controlnet);
   }
 
   /** Adds a LoRA file to U-Net and text encoder from the next call on; `scale` is its strength. The caller closes the file when it is done with it. */
@@ -199,14 +172,10 @@ export class StableDiffusionPipeline {
     const { config, json } = this.textEncoder;
     const tokens: TokenBatch = this.tokenizer.batch(prompts, Math.min(this.tokenizer.modelMaxLength, config.max_position_embeddings));
     const masked = json.use_attention_mask === true;
-    const { embeds } = await this.textEncoder.use(
-      (weights) =>
-        runOnce(this.engine, weights, 'text encoder', { input_ids: tokens.inputIds, attention_mask: tokens.attentionMask }, (ctx) => {
-          const leaf = (name: string): Tensor => ctx.graph.input(name, tokens.shape, 'i32');
-          return { embeds: clipText(ctx, config, { inputIds: leaf('input_ids'), ...(masked && { attentionMask: leaf('attention_mask') }) }).skip(options.clip_skip ?? 0) };
-        }),
-      this.scaledLoras(options),
-    );
+    const { embeds } = await this.textEncoder.run((ctx, inputs) => {
+      const inputIds = inputs.add('input_ids', tokens.shape, tokens.inputIds);
+      return { embeds: clipText(ctx, config, { inputIds, ...(masked && { attentionMask: inputs.add('attention_mask', tokens.shape, tokens.attentionMask) }) }).skip(options.clip_skip ?? 0) };
+    }, this.scaledLoras(options));
     return { inputIds: tokens.inputIds, embeds, shape: [prompts.length, tokens.shape[1], config.hidden_size] };
   }
 
@@ -252,7 +221,7 @@ export class StableDiffusionPipeline {
     const latents = await this.sample(options, { program, config, guided, skipped, start, noise, hidden, hiddenShape: [text.shape[1], text.shape[2]], latentShape, guidanceScale });
     const factor = latentFactor(this.vae.config);
     const shape: Shape = [size.batch, this.vae.config.out_channels, size.height * factor, size.width * factor];
-    const { decoded } = await this.vae.use((weights) => runOnce(this.engine, weights, 'vae decoder', { latents }, (ctx) => ({ decoded: decodeLatent(ctx, this.vae.config, unscaleLatent(this.vae.config, ctx.graph.input('latents', latentShape))) })));
+    const { decoded } = await this.vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, this.vae.config, unscaleLatent(this.vae.config, inputs.add('latents', latentShape, latents))) }));
     onRecord?.('decoded', decoded);
     const data = decoded.map((x) => Math.min(Math.max(x / 2 + 0.5, 0), 1));
     onRecord?.('image', data);
@@ -290,11 +259,9 @@ export class StableDiffusionPipeline {
     const toModel = image.data.map((x) => 2 * x - 1);
     const takesMask = this.unet.config.in_channels !== channels;
     const encode = async (pixels: Float32Array, gaussian: Float32Array): Promise<Float32Array> => {
-      const { latents } = await this.vae.use((weights) =>
-        runOnce(this.engine, weights, 'vae encoder', { image: pixels, gaussian }, (ctx) => ({
-          latents: scaleLatent(this.vae.config, sampleLatent(encodeImage(ctx, this.vae.config, ctx.graph.input('image', image.shape)), ctx.graph.input('gaussian', drawShape))),
-        })),
-      );
+      const { latents } = await this.vae.run((ctx, inputs) => ({
+        latents: scaleLatent(this.vae.config, sampleLatent(encodeImage(ctx, this.vae.config, inputs.add('image', image.shape, pixels)), inputs.add('gaussian', drawShape, gaussian))),
+      }));
       return repeatRows(latents, n, batch, { what: 'image' });
     };
     const needsImage = !takesMask || partly;

@@ -6,10 +6,9 @@ import type { NormalSource } from '../engine/torch_rng';
 import { numel } from '../engine/shape';
 import type { ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
-
 import type { SamplerProgram } from '../sampler/program';
 import { createGpuSampler, type GpuSamplerOptions, type SamplerPreview, type StepContext } from '../sampler/sample';
-import { Inputs } from './models';
+import { Inputs } from './component';
 
 /** What every pipeline's call takes beside what it makes images of. */
 export interface PipelineCall {

@@ -12,14 +12,15 @@ import { reshape } from '../engine/ops/reshape';
 import { numel, showShape, type Shape } from '../engine/shape';
 import { isJsonObject } from '../io/json';
 import { readJson, type ModelFolder } from '../io/folder';
-import { clipText, clipVision, parseCLIPTextConfig, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPVisionConfig } from '../model/clip';
+import { clipText, clipVision, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPVisionConfig } from '../model/clip';
 import { parsePriorTransformerConfig, priorPostProcess, priorTransformer, priorTransformerInputs, type PriorTransformerConfig } from '../model/prior_transformer';
 import { parseUnCLIPTextProjConfig, unclipTextProj, type UnCLIPTextProjConfig } from '../model/unclip_text_proj';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
-import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import { unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createSampler, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { checkPipelineClass, evaluate, openComponent, openScheduler, withWeights, type Component } from './models';
+import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions } from './component';
+import { clipTextEncoder, conditionUNet } from './declarations';
 import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 interface DecodingCall extends PipelineCall {
@@ -92,15 +93,37 @@ interface Components {
   readonly superResScheduler: SchedulerConfig;
 }
 
-async function openComponents(folder: ModelFolder, pipeline: string): Promise<Components> {
-  await checkPipelineClass(folder, [pipeline]);
+const textProjection: ComponentOptions<UnCLIPTextProjConfig> = {
+  name: 'text_proj',
+  weights: 'diffusion_pytorch_model',
+  parse: parseUnCLIPTextProjConfig,
+  declare(ctx, config) {
+    const { clip_embeddings_dim: width } = config;
+    const leaf = (name: string, shape: number[]): Tensor => ctx.graph.input(name, shape);
+    // A guided batch, which alone reads the learned embedding.
+    unclipTextProj(ctx, config, { imageEmbeds: leaf('image_embeds', [1, width]), promptEmbeds: leaf('prompt_embeds', [2, width]), textEncoderHiddenStates: leaf('states', [2, 1, width]) });
+  },
+};
+
+const pixelUNet = (name: string): ComponentOptions<UNet2DConfig> => ({
+  name,
+  weights: 'diffusion_pytorch_model',
+  parse: parseUNet2DConfig,
+  declare(ctx, config) {
+    const side = 2 ** config.block_out_channels.length;
+    unet2d(ctx, config, unet2dInputs(ctx, config, [1, side, side]));
+  },
+});
+
+async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string): Promise<Components> {
+  await checkPipelineClass(folder, pipeline);
   const components = {
-    textEncoder: await openComponent(folder, 'text_encoder', parseCLIPTextConfig, 'model'),
+    textEncoder: await Component.open(engine, folder, clipTextEncoder({ projection: true })),
     tokenizer: await loadTokenizer(folder),
-    textProj: await openComponent(folder, 'text_proj', parseUnCLIPTextProjConfig),
-    decoder: await openComponent(folder, 'decoder', parseUNet2DConditionConfig),
-    superResFirst: await openComponent(folder, 'super_res_first', parseUNet2DConfig),
-    superResLast: await openComponent(folder, 'super_res_last', parseUNet2DConfig),
+    textProj: await Component.open(engine, folder, textProjection),
+    decoder: await Component.open(engine, folder, conditionUNet('decoder')),
+    superResFirst: await Component.open(engine, folder, pixelUNet('super_res_first')),
+    superResLast: await Component.open(engine, folder, pixelUNet('super_res_last')),
     decoderScheduler: await openScheduler(folder, 'decoder_scheduler'),
     superResScheduler: await openScheduler(folder, 'super_res_scheduler'),
   };
@@ -120,7 +143,7 @@ abstract class UnCLIPBase {
   async encodePrompt(prompts: readonly string[]): Promise<EncodedText> {
     const { textEncoder: encoder, tokenizer } = this.components;
     const batch = tokenizer.batch(prompts, Math.min(tokenizer.modelMaxLength, encoder.config.max_position_embeddings));
-    const { embeds, states } = await evaluate(this.engine, encoder, (ctx, inputs) => {
+    const { embeds, states } = await encoder.run((ctx, inputs) => {
       const { textEmbeds, lastHiddenState } = clipText(ctx, encoder.config, { inputIds: inputs.add('input_ids', batch.shape, batch.inputIds) }, { projection: true });
       return { embeds: textEmbeds!, states: lastHiddenState };
     });
@@ -146,7 +169,7 @@ abstract class UnCLIPBase {
     const text = textBatch(positive, guided(guidanceScale) ? negative : undefined);
     const { clip_embeddings_dim: width, clip_extra_context_tokens: extra, cross_attention_dim: cross, time_embed_dim: time } = textProj.config;
 
-    const { additive, states } = await evaluate(engine, textProj, (ctx, inputs) => {
+    const { additive, states } = await textProj.run((ctx, inputs) => {
       const out = unclipTextProj(ctx, textProj.config, {
         imageEmbeds: inputs.add('image_embeds', [n, width], image_embeddings),
         promptEmbeds: inputs.add('prompt_embeds', [text.n, width], text.embeds),
@@ -165,8 +188,7 @@ abstract class UnCLIPBase {
     const mask = new Float32Array(text.n * tokens).fill(1);
     for (let i = 0; i < text.n; i++) mask.set(text.mask.subarray(i * text.tokens, (i + 1) * text.tokens), i * tokens + extra);
     const smallShape = [n, config.in_channels, height, width0] as const;
-    const side = 2 ** config.block_out_channels.length;
-    const small = await withWeights(engine, decoder, (ctx) => unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1 })), (weights) =>
+    const small = await decoder.use((weights) =>
       runStage({
         engine,
         call,
@@ -192,7 +214,7 @@ abstract class UnCLIPBase {
     check(sr.in_channels === 2 * config.in_channels && superResLast.config.in_channels === sr.in_channels, 'config', () => `${this.name}: the super-resolution models take ${sr.in_channels} and ${superResLast.config.in_channels} channels, not the ${2 * config.in_channels} of a sample and the enlarged image`);
     const size = this.sizeOf(superResFirst);
     const shape = [n, config.in_channels, ...size] as const;
-    const { upscaled } = await evaluate(engine, undefined, (_, inputs) => {
+    const { upscaled } = await runOnce(engine, undefined, (_, inputs) => {
       const image = clamp(inputs.add('image', smallShape, small), -1, 1);
       return { upscaled: transpose(interpolate(transpose(image, [0, 2, 3, 1]), size, { mode: 'bicubic', antialias: true }), [0, 3, 1, 2]) };
     });
@@ -218,7 +240,7 @@ abstract class UnCLIPBase {
         if (step !== undefined) call.onRecord!(`super_res.latents.${Number(step) + from}`, value);
         else if (from === 0) call.onRecord!(name, value);
       });
-            drawn = await withWeights(this.engine, component, (ctx) => unet2d(ctx, config, unet2dInputs(ctx, config, [1, shape[2], shape[3]])), (weights) =>
+      drawn = await component.use((weights) =>
         runStage({
           engine: this.engine,
           call: { ...call, ...(onRecord && { onRecord }) },
@@ -236,7 +258,7 @@ abstract class UnCLIPBase {
     return drawn!;
   }
 
-  private sizeOf({ config, name }: Component<UNet2DConfig | UNet2DConditionConfig>): readonly [number, number] {
+  private sizeOf({ config, name }: Pick<Component<UNet2DConfig | UNet2DConditionConfig>, 'config' | 'name'>): readonly [number, number] {
     check(config.sample_size, 'config', () => `${this.name}: ${name}/config.json has no sample_size`);
     return config.sample_size;
   }
@@ -255,8 +277,8 @@ export class UnCLIPPipeline extends UnCLIPBase {
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
   static async fromFolder(engine: Engine, folder: ModelFolder): Promise<UnCLIPPipeline> {
-    const components = await openComponents(folder, 'UnCLIPPipeline');
-    return new UnCLIPPipeline(engine, components, await openComponent(folder, 'prior', parsePriorTransformerConfig), await openScheduler(folder, 'prior_scheduler'));
+    const components = await openComponents(engine, folder, 'UnCLIPPipeline');
+    return new UnCLIPPipeline(engine, components, await Component.open(engine, folder, { name: 'prior', weights: 'diffusion_pytorch_model', parse: parsePriorTransformerConfig, declare: (ctx, config) => void priorTransformer(ctx, config, priorTransformerInputs(ctx, config, 1)) }), await openScheduler(folder, 'prior_scheduler'));
   }
 
   async generate(call: UnCLIPCall): Promise<PipelineImages> {
@@ -267,7 +289,7 @@ export class UnCLIPPipeline extends UnCLIPBase {
     const text = textBatch(positive, guided(prior_guidance_scale) ? negative : undefined);
     const { config } = this.prior;
     const n = prompt.length;
-    const image = await withWeights(this.engine, this.prior, (ctx) => priorTransformer(ctx, config, priorTransformerInputs(ctx, config, 1)), async (weights) => {
+    const image = await this.prior.use(async (weights) => {
       const latents = await runStage({
         engine: this.engine,
         call,
@@ -288,7 +310,7 @@ export class UnCLIPPipeline extends UnCLIPBase {
           return reshape(embedding, [text.n, config.clip_embed_dim, 1, 1]);
         },
       });
-      return (await evaluate(this.engine, weights, (ctx, inputs) => ({ embeds: priorPostProcess(ctx, config, inputs.add('latents', [n, config.clip_embed_dim], latents)) }))).embeds;
+      return (await runOnce(this.engine, weights, (ctx, inputs) => ({ embeds: priorPostProcess(ctx, config, inputs.add('latents', [n, config.clip_embed_dim], latents)) }))).embeds;
     });
     return this.decode(call, positive, negative, image, progress);
   }
@@ -306,8 +328,13 @@ export class UnCLIPImageVariationPipeline extends UnCLIPBase {
   }
 
   static async fromFolder(engine: Engine, folder: ModelFolder): Promise<UnCLIPImageVariationPipeline> {
-    const components = await openComponents(folder, 'UnCLIPImageVariationPipeline');
-    const encoder = await openComponent(folder, 'image_encoder', parseCLIPVisionConfig, 'model');
+    const components = await openComponents(engine, folder, 'UnCLIPImageVariationPipeline');
+    const encoder = await Component.open(engine, folder, {
+      name: 'image_encoder',
+      weights: 'model',
+      parse: parseCLIPVisionConfig,
+      declare: (ctx, config) => void clipVision(ctx, config, ctx.graph.input('pixels', [1, config.num_channels, config.image_size, config.image_size]), { projection: true }),
+    });
     return new UnCLIPImageVariationPipeline(engine, components, encoder, await imageStatistics(folder));
   }
 
@@ -322,7 +349,7 @@ export class UnCLIPImageVariationPipeline extends UnCLIPBase {
     check(shape.length === 4 && c === channels && data.length === numel(shape), 'input', () => `${this.name}: image ${showShape(shape)} must be [N, ${channels}, h, w]`);
     const short = Math.min(h!, w!);
     const [height, width] = [Math.floor((h! * size) / short), Math.floor((w! * size) / short)];
-    const { embeds } = await evaluate(this.engine, encoder, (ctx, inputs) => {
+    const { embeds } = await encoder.run((ctx, inputs) => {
       const resized = clamp(interpolate(transpose(inputs.add('image', shape, data), [0, 2, 3, 1]), [height, width], { mode: 'bicubic', antialias: true }), 0, 1);
       const cut = slice(slice(resized, 1, Math.floor((height - size) / 2), size), 2, Math.floor((width - size) / 2), size);
       const constant = (name: string, values: readonly number[]): Tensor => ctx.graph.constant(name, [1, 1, 1, channels], Float32Array.from(values));

@@ -1,0 +1,40 @@
+/** Models that several pipelines have, as components: how their configs are read and their weights named. */
+import { autoencoderHalf, decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { clipText, parseCLIPTextConfig, type CLIPTextConfig } from '../model/clip';
+import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import type { ComponentOptions } from './component';
+
+export const clipTextEncoder = ({ projection = false } = {}): ComponentOptions<CLIPTextConfig> => ({
+  name: 'text_encoder',
+  weights: 'model',
+  parse: parseCLIPTextConfig,
+  declare: (ctx, config) => void clipText(ctx, config, { inputIds: ctx.graph.input('input_ids', [1, 1], 'i32') }, { projection }),
+});
+
+export const conditionUNet = (name: string): ComponentOptions<UNet2DConditionConfig> => ({
+  name,
+  weights: 'diffusion_pytorch_model',
+  parse: parseUNet2DConditionConfig,
+  declare(ctx, config) {
+    const side = 2 ** config.block_out_channels.length;
+    unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
+  },
+  layersPerBlock: (config) => config.layers_per_block[0]!,
+});
+
+export const autoencoder: ComponentOptions<AutoencoderKLConfig> = {
+  name: 'vae',
+  weights: 'diffusion_pytorch_model',
+  parse: parseAutoencoderKLConfig,
+  declare(ctx, config) {
+    const side = latentFactor(config);
+    decodeLatent(ctx, config, encodeImage(ctx, config, ctx.graph.input('image', [1, config.in_channels, side, side])).mean);
+  },
+};
+
+/** The decoder alone. */
+export const latentDecoder: ComponentOptions<AutoencoderKLConfig> = {
+  ...autoencoder,
+  declare: (ctx, config) => void decodeLatent(ctx, config, ctx.graph.input('latent', [1, config.latent_channels, 1, 1])),
+  load: { rename: autoencoderHalf('decoder') },
+};
