@@ -38,6 +38,14 @@ fn epilogue(v: V, i: u32, column: u32) -> V {
 }
 // end epilogue
 
+fn store(v: f32, at: u32, c: u32) {
+  if (SILU) {
+    y[at] = X(epilogue(silu(v), at, c));
+  } else {
+    y[at] = X(epilogue(v, at, c));
+  }
+}
+
 override LANES = 256u;
 
 // Mean and sum of squared deviations of each channel in each strip, [strips, columns].
@@ -69,18 +77,27 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       let origin = f32(x[at]);
       var total = 0.0;
       var squares = 0.0;
-      // In bands, whose sums are added: one long sum would round more.
-      for (var band = first; band < last; band += 64u) {
-        var band_total = 0.0;
-        var band_squares = 0.0;
-        for (var p = band; p < min(band + 64u, last); p++) {
-          let d = f32(x[at]) - origin;
+      // Four pixels a turn: the loop costs a CPU as much as the sums. In bands, whose sums are added: one long sum would round more.
+      let step = params.channels;
+      for (var band = first; band < last; band += 256u) {
+        var band_total = vec4<f32>();
+        var band_squares = vec4<f32>();
+        var p = band;
+        let end = min(band + 256u, last);
+        for (; p + 4u <= end; p += 4u) {
+          let d = vec4<f32>(f32(x[at]), f32(x[at + step]), f32(x[at + 2u * step]), f32(x[at + 3u * step])) - origin;
           band_total += d;
           band_squares += d * d;
-          at += params.channels;
+          at += 4u * step;
         }
-        total += band_total;
-        squares += band_squares;
+        for (; p < end; p++) {
+          let d = f32(x[at]) - origin;
+          band_total.x += d;
+          band_squares.x += d * d;
+          at += step;
+        }
+        total += (band_total.x + band_total.y) + (band_total.z + band_total.w);
+        squares += (band_squares.x + band_squares.y) + (band_squares.z + band_squares.w);
       }
       let offset = total / f32(last - first);
       part_mean[cell] = origin + offset;
@@ -126,14 +143,21 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       let slope = f32(gamma[c]) * group_rstd[column / size];
       let offset = f32(beta[c]);
       var at = (image * params.pixels + first) * params.channels + c;
-      for (var p = first; p < min(first + strip, params.pixels); p++) {
+      let step = params.channels;
+      let last = min(first + strip, params.pixels);
+      var p = first;
+      for (; p + 4u <= last; p += 4u) {
         // Not x·slope + (offset − mean·slope): that cancels where |mean| is large.
-        var v = (f32(x[at]) - m) * slope + offset;
-        if (SILU) {
-          v = silu(v);
-        }
-        y[at] = X(epilogue(v, at, c));
-        at += params.channels;
+        let v = (vec4<f32>(f32(x[at]), f32(x[at + step]), f32(x[at + 2u * step]), f32(x[at + 3u * step])) - m) * slope + offset;
+        store(v.x, at, c);
+        store(v.y, at + step, c);
+        store(v.z, at + 2u * step, c);
+        store(v.w, at + 3u * step, c);
+        at += 4u * step;
+      }
+      for (; p < last; p++) {
+        store((f32(x[at]) - m) * slope + offset, at, c);
+        at += step;
       }
     }
   }

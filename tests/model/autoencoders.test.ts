@@ -101,9 +101,9 @@ describe('tiles', () => {
     expect(exact.error).toBeLessThan(1e-5);
     expect(shared.error).toBeLessThan(0.1);
     expect(shared.error).toBeLessThan(own.error);
-    const { plannedBytes } = await decodeTiled(engine, config, store, { shape: [1, 4, 100, 8], data: draw(4 * 100 * 8) }, { tile: 40, overlap: 20, passes: 1 });
-    // Kernels and their scratch memory differ a little with the last tile's shape.
-    expect(plannedBytes).toBeLessThan(1.05 * own.plannedBytes);
+    // A taller image. Not much taller: what comes before the tiles works on the whole latent, and would outgrow such small tiles.
+    const { plannedBytes } = await decodeTiled(engine, config, store, { shape: [1, 4, 80, 8], data: draw(4 * 80 * 8) }, { tile: 40, overlap: 20, passes: 1 });
+    expect(plannedBytes).toBe(own.plannedBytes);
     expect(plannedBytes).toBeLessThan(wholeBytes);
     expect(engine.liveBytes).toBe(live);
     const aborted = decodeTiled(engine, config, store, { shape, data }, { tile: 40, overlap: 20, signal: AbortSignal.abort() });
