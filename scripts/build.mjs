@@ -34,7 +34,7 @@ const targets = {
 };
 
 /** Most that the sampling bundle may weigh gzipped, in bytes, so that it grows on purpose only; the goal is 60 kB. */
-export const samplingLimit = 71 * 1024;
+export const samplingLimit = 70 * 1024;
 
 export const gzippedSize = (path) => gzipSync(readFileSync(path), { level: 9 }).length;
 

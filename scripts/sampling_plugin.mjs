@@ -9,16 +9,28 @@ const moduleName = /^(?:(?:@\w+(?:\([^()]*\))?\s*)*)(?:fn|struct|alias|const|ove
 export const moduleNames = (texts) => new Set(texts.flatMap((text) => [...text.matchAll(moduleName)].map(([, name]) => name)));
 
 /**
- * WGSL without what only people read: comments, space, and the long names of parameters and local variables. Marks (`// include` and the like) and
- * prologues, which the engine edits line by line, stay. `taken` are {@link moduleNames} of all shaders.
+ * Short names for the functions and private variables of all shaders, by path: the same in each, since they include one another. Entry points,
+ * `epilogue` and the functions of lib/pointwise.wgsl keep theirs: TypeScript names them.
  */
-export function minifyWgsl(text, taken) {
+export function shortModuleNames(texts) {
+  const kept = new Set(['epilogue', ...moduleNames([texts.get('lib/pointwise.wgsl') ?? ''])]);
+  for (const text of texts.values()) for (const [, name] of text.matchAll(/@compute[^]*?\bfn (\w+)/g)) kept.add(name);
+  const names = new Set([...texts.values()].flatMap((text) => [...text.matchAll(/^(?:fn|var<(?:private|workgroup)>) (\w+)/gm)].map(([, name]) => name)));
+  return new Map([...names].filter((name) => !kept.has(name)).map((name, i) => [name, `_${i.toString(36)}`]));
+}
+
+/**
+ * WGSL without what only people read: comments, space, and the long names of functions, parameters and variables. Marks (`// include` and the like)
+ * and prologues, which the engine edits line by line, stay. `taken` are {@link moduleNames} of all shaders, `short` their {@link shortModuleNames}.
+ */
+export function minifyWgsl(text, taken, short = new Map()) {
   const lines = text
     .split('\n')
     .map((line) => (marks.test(line) ? line : line.replace(/\/\/.*$/, '').trimEnd()))
     .filter((line) => line.trim());
   return shortenLocals(lines.join('\n'), taken)
     .split('\n')
+    .map((line) => (marks.test(line) ? line : line.replace(identifier, (name) => short.get(name) ?? name)))
     .map((line) => (/^(\/\/|const |alias |enable )/.test(line) ? line : line.trim().replace(/\s*([-+*/%=<>!&|^?:;,(){}[\]])\s*/g, '$1')))
     .join('\n');
 }
@@ -55,8 +67,12 @@ export function samplingOnly(root) {
     async setup(build) {
       const { default: ts } = await import('typescript');
       build.onResolve({ filter: /^wgsl_reflect\// }, () => ({ path: join(root, 'src/engine/wgsl_layout.ts') }));
-      const taken = moduleNames(await Promise.all((await readdir(join(root, 'shaders'), { recursive: true })).filter((name) => name.endsWith('.wgsl')).map((name) => readFile(join(root, 'shaders', name), 'utf8'))));
-      build.onLoad({ filter: /\.wgsl$/ }, async ({ path }) => ({ contents: minifyWgsl(await readFile(path, 'utf8'), taken), loader: 'text' }));
+      const directory = join(root, 'shaders');
+      const texts = new Map();
+      for (const name of await readdir(directory, { recursive: true })) if (name.endsWith('.wgsl')) texts.set(name, await readFile(join(directory, name), 'utf8'));
+      const taken = moduleNames([...texts.values()]);
+      const short = shortModuleNames(texts);
+      build.onLoad({ filter: /\.wgsl$/ }, async ({ path }) => ({ contents: minifyWgsl(await readFile(path, 'utf8'), taken, short), loader: 'text' }));
       // Snippets that only gradients include.
       build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(/^.*(_grad|_dout).*\n/gm, ''), loader: 'ts' }));
       build.onLoad({ filter: /[\\/]src[\\/]engine[\\/]ops[\\/]\w+\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
