@@ -10,11 +10,14 @@ export const moduleNames = (texts) => new Set(texts.flatMap((text) => [...text.m
 
 /**
  * Short names for the functions and private variables of all shaders, by path: the same in each, since they include one another. Entry points,
- * `epilogue` and the functions of lib/pointwise.wgsl keep theirs: TypeScript names them.
+ * `epilogue` and the functions of lib/pointwise.wgsl keep theirs: TypeScript names them. So do fields of a struct, and with them what shares their name.
  */
 export function shortModuleNames(texts) {
   const kept = new Set(['epilogue', ...moduleNames([texts.get('lib/pointwise.wgsl') ?? ''])]);
-  for (const text of texts.values()) for (const [, name] of text.matchAll(/@compute[^]*?\bfn (\w+)/g)) kept.add(name);
+  for (const text of texts.values()) {
+    for (const [, name] of text.matchAll(/@compute[^]*?\bfn (\w+)/g)) kept.add(name);
+    for (const [struct] of text.matchAll(/^struct [^]*?^\}/gm)) for (const [, field] of struct.matchAll(/(\w+)\s*:/g)) kept.add(field);
+  }
   const names = new Set([...texts.values()].flatMap((text) => [...text.matchAll(/^(?:fn|var<(?:private|workgroup)>) (\w+)/gm)].map(([, name]) => name)));
   return new Map([...names].filter((name) => !kept.has(name)).map((name, i) => [name, `_${i.toString(36)}`]));
 }
