@@ -64,7 +64,7 @@ function requestDeviceWith({ features }) {
     if (!adapter) throw new Error('no WebGPU adapter');
     const requiredLimits = {};
     for (const name in adapter.limits) if (typeof adapter.limits[name] === 'number') requiredLimits[name] = adapter.limits[name];
-    return adapter.requestDevice({ requiredLimits, requiredFeatures: features ? [...adapter.features] : requiredFeatures });
+    return adapter.requestDevice({ requiredLimits, requiredFeatures: { all: [...adapter.features], asked: requiredFeatures, none: [] }[features] });
   };
 }
 
@@ -132,6 +132,19 @@ async function round(name, k) {
   return since(start) / k;
 }
 
+/** Milliseconds of one run that pass before the host goes on: the median of `n`, each submitted to an idle device. */
+async function host(name, n) {
+  current = name;
+  const times = [];
+  for (let i = 0; i < n; i++) {
+    const start = performance.now();
+    const done = engines.get(name).row.run(1);
+    times.push(since(start));
+    await done;
+  }
+  return times.sort((a, b) => a - b)[n >> 1];
+}
+
 async function adapter() {
   const info = (await navigator.gpu.requestAdapter()).info;
   return { vendor: info.vendor, architecture: info.architecture, device: info.device, description: info.description, userAgent: navigator.userAgent };
@@ -140,6 +153,7 @@ async function adapter() {
 window.race = {
   open,
   round,
+  host,
   adapter,
   /** Fetches a row's data before anything is timed. */
   load: async (w) => void (await workload(w)),
@@ -154,7 +168,7 @@ window.race = {
     current = 'peak';
     accounts.set(current, { live: 0, peak: 0, dispatches: 0 });
     const { setup } = await import(url);
-    const { engine, measurePeak } = await setup({ requestDevice: requestDeviceWith({ features: false }) });
+    const { engine, measurePeak } = await setup({ requestDevice: requestDeviceWith({ features: 'asked' }) });
     const peak = await measurePeak();
     engine.device.destroy();
     return { flops_per_second: peak.f32, bytes_per_second: peak.bandwidth };

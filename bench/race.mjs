@@ -1,7 +1,7 @@
 /**
  * Times rows of the race in headless Chrome: node bench/race.mjs [OPTIONS]
  *   --only TEXT,TEXT   rows whose id or name contains one of these       --rounds N    samples of each engine (5)
- *   --features         give engines a device with the adapter's features --quick       3 short rounds
+ *   --features WHICH   of a device: asked (for by the engine), all, none   --quick       3 short rounds
  *   --variant OP=NAME  force a kernel variant of ours                    --budget S    seconds that a row's rounds may take (120)
  *   --json FILE        write the results                                 --list        the rows
  *   --adapter gpu      the machine's GPU instead of SwiftShader
@@ -114,6 +114,7 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
       if (r.cpu_samples.length) r.cpu_ms = Math.min(...r.cpu_samples);
       r.gflops = w.flops / r.min_ms / 1e6;
       r.peak_bytes = await page.evaluate((engine) => window.race.peak(engine), name);
+      if (name === ours.name) r.host_ms = await page.evaluate((engine) => window.race.host(engine, 9), name);
     }
     if (problems.length) log(`console: ${[...new Set(problems)].slice(0, 3).join(' | ')}`);
     return results;
@@ -188,7 +189,7 @@ export const raceOptions = {
   only: { type: 'string', multiple: true, default: [] },
   rounds: { type: 'string' },
   quick: { type: 'boolean', default: false },
-  features: { type: 'boolean', default: false },
+  features: { type: 'string', default: 'asked' },
   variant: { type: 'string', multiple: true, default: [] },
   budget: { type: 'string', default: '120' },
   adapter: { type: 'string', default: 'software' },
@@ -197,6 +198,8 @@ export const raceOptions = {
 };
 
 export function parseRaceOptions(values) {
+  const choices = ['asked', 'all', 'none'];
+  if (!choices.includes(values.features)) throw new Error(`--features ${values.features}: choose from ${choices.join(', ')}`);
   const variants = Object.fromEntries(values.variant.map((text) => text.split('=')));
   return {
     only: values.only.flatMap((text) => text.split(',')),

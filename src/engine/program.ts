@@ -257,24 +257,25 @@ export function nodeCost(node: PlannedNode): Cost {
 /** A recorded plan with all its GPU objects. */
 export class Program {
   private destroyed = false;
-  /** Indices of steps before which a new submission begins, so that no single one runs for long (UI stalls, watchdogs). */
-  private readonly splits: ReadonlySet<number>;
+  /** The steps of each submission: no single one runs for long (UI stalls, watchdogs). */
+  private readonly submissions: readonly (readonly Step[])[];
 
   constructor(
     readonly engine: Engine,
     private readonly memory: ProgramMemory,
     readonly steps: readonly Step[],
   ) {
-    const splits = new Set<number>();
+    const submissions: Step[][] = [[]];
     let flops = 0;
-    steps.forEach((s, i) => {
-      flops += s.cost.flops;
-      if (i > 0 && flops > maxFlopsPerSubmit) {
-        splits.add(i);
-        flops = s.cost.flops;
+    for (const step of steps) {
+      flops += step.cost.flops;
+      if (flops > maxFlopsPerSubmit && submissions.at(-1)!.length) {
+        submissions.push([]);
+        flops = step.cost.flops;
       }
-    });
-    this.splits = splits;
+      submissions.at(-1)!.push(step);
+    }
+    this.submissions = submissions;
   }
 
   /** Planned, naive and unavoidable bytes of activations. */
@@ -308,27 +309,20 @@ export class Program {
   run(times = 1): void {
     this.assertUsable();
     const { device } = this.engine;
-    let encoder = device.createCommandEncoder();
-    let pass = encoder.beginComputePass();
-    let pipeline: GPUComputePipeline | undefined;
-    const flush = () => {
-      pass.end();
-      device.queue.submit([encoder.finish()]);
-    };
     for (let k = 0; k < times; k++) {
-      this.steps.forEach((s, i) => {
-        if (this.splits.has(i) || (i === 0 && k > 0)) {
-          flush();
-          encoder = device.createCommandEncoder();
-          pass = encoder.beginComputePass();
-          pipeline = undefined;
+      for (const steps of this.submissions) {
+        const encoder = device.createCommandEncoder();
+        const pass = encoder.beginComputePass();
+        let pipeline: GPUComputePipeline | undefined;
+        for (const step of steps) {
+          if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
+          pass.setBindGroup(0, step.bindGroup);
+          pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
         }
-        if (s.pipeline !== pipeline) pass.setPipeline((pipeline = s.pipeline));
-        pass.setBindGroup(0, s.bindGroup);
-        pass.dispatchWorkgroups(s.workgroups[0], s.workgroups[1]);
-      });
+        pass.end();
+        device.queue.submit([encoder.finish()]);
+      }
     }
-    flush();
   }
 
   /** Resolves when everything submitted so far has run; rejects if the device was lost. */
