@@ -1,67 +1,38 @@
 import { readFile, readdir } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, relative, sep } from 'node:path';
+import { minifyShaders } from './minify_wgsl.mjs';
 
-const marks = /^\/\/ (include \S+|prologue|end prologue|epilogue|end epilogue)$/;
-const identifier = /(?<![.\w@])[A-Za-z_]\w*/g;
-const moduleName = /^(?:(?:@\w+(?:\([^()]*\))?\s*)*)(?:fn|struct|alias|const|override|var(?:<[^>]*>)?)\s+(\w+)/gm;
+/** Constants of prologues that decide whether a kernel computes a gradient, and parameters of the ops' own functions that do. */
+const gradientConstants = { GRADIENT: false };
+const gradientParameters = new Set(['backward', 'gradient']);
+/** What ops and rows of the pointwise table declare for gradients, tests and documentation. */
+const unused = new Set(['doc', 'grad', 'reference', 'derivative', 'domain', 'arity', 'integerInputs']);
+/** Schedulers that no diffusers pipeline of an unconditional U-Net names. */
+const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepScheduler', 'UnCLIPScheduler']);
 
-/** Names that stand at the top of any of the texts: no local may get one of these. */
-export const moduleNames = (texts) => new Set(texts.flatMap((text) => [...text.matchAll(moduleName)].map(([, name]) => name)));
+/** Kernels for software adapters whose subgroups have 4 or 8 lanes; `direct` ones serve there too. */
+const otherKernels = new Set(['broadcast', 'subgroup']);
 
-/**
- * Short names for the functions and private variables of all shaders, by path: the same in each, since they include one another. Entry points,
- * `epilogue` and the functions of lib/pointwise.wgsl keep theirs: TypeScript names them. So do fields of a struct, and with them what shares their name.
- */
-export function shortModuleNames(texts) {
-  const kept = new Set(['epilogue', ...moduleNames([texts.get('lib/pointwise.wgsl') ?? ''])]);
-  for (const text of texts.values()) {
-    for (const [, name] of text.matchAll(/@compute[^]*?\bfn (\w+)/g)) kept.add(name);
-    for (const [struct] of text.matchAll(/^struct [^]*?^\}/gm)) for (const [, field] of struct.matchAll(/(\w+)\s*:/g)) kept.add(field);
+/** In place of fastest-levenshtein, whose speed one error message does not need. */
+const editDistance = `
+  export function distance(a, b) {
+    const row = Array.from({ length: b.length + 1 }, (_, j) => j);
+    for (let i = 1; i <= a.length; i++) {
+      for (let j = 1, diagonal = row[0]; j <= b.length; j++) {
+        const up = row[j];
+        row[0] = i;
+        row[j] = Math.min(up + 1, row[j - 1] + 1, diagonal + (a[i - 1] !== b[j - 1]));
+        diagonal = up;
+      }
+    }
+    return row[b.length];
   }
-  const names = new Set([...texts.values()].flatMap((text) => [...text.matchAll(/^(?:fn|var<(?:private|workgroup)>) (\w+)/gm)].map(([, name]) => name)));
-  return new Map([...names].filter((name) => !kept.has(name)).map((name, i) => [name, `_${i.toString(36)}`]));
-}
+  export const closest = (a, all) => all.reduce((best, b) => (distance(a, b) < distance(a, best) ? b : best));`;
 
 /**
- * WGSL without what only people read: comments, space, and the long names of functions, parameters and variables. Marks (`// include` and the like)
- * and prologues, which the engine edits line by line, stay. `taken` are {@link moduleNames} of all shaders, `short` their {@link shortModuleNames}.
- */
-export function minifyWgsl(text, taken, short = new Map()) {
-  const lines = text
-    .split('\n')
-    .map((line) => (marks.test(line) ? line : line.replace(/\/\/.*$/, '').trimEnd()))
-    .filter((line) => line.trim());
-  return shortenLocals(lines.join('\n'), taken)
-    .split('\n')
-    .map((line) => (marks.test(line) ? line : line.replace(identifier, (name) => short.get(name) ?? name)))
-    .map((line) => (/^(\/\/|const |alias |enable )/.test(line) ? line : line.trim().replace(/\s*([-+*/%=<>!&|^?:;,(){}[\]])\s*/g, '$1')))
-    .join('\n');
-}
-
-/** A function begins a line, perhaps after attributes; it ends on that line, or with a brace that begins another. */
-function shortenLocals(text, taken) {
-  return text.replace(/^(?:@[^\n]*\s)?fn (?:[^\n]*\}$|[^]*?^\})/gm, (body) => {
-    const [, parameters] = /fn \w+\s*\(([^]*?)\)\s*(?:->[^{]*)?\{/.exec(body) ?? ['', ''];
-    const locals = new Set([...parameters.matchAll(/(\w+)\s*:/g), ...body.matchAll(/\b(?:let|var(?:<[^>]*>)?|const)\s+(\w+)/g)].map(([, name]) => name).filter((name) => !taken.has(name)));
-    const used = new Set([...taken, ...(body.match(identifier) ?? []).filter((name) => !locals.has(name))]);
-    const names = shortNames(used);
-    const short = new Map([...locals].map((name) => [name, names.next().value]));
-    return body.replace(identifier, (name) => short.get(name) ?? name);
-  });
-}
-
-const keywords = new Set(['as', 'do', 'fn', 'if', 'in', 'is', 'of', 'or']);
-
-function* shortNames(used) {
-  const letters = 'abcdefghijklmnopqrstuvwxyz';
-  for (let n = 0; ; n++) {
-    const name = n < 26 ? letters[n] : letters[Math.floor(n / 26) - 1] + letters[n % 26];
-    if (!used.has(name) && !keywords.has(name)) yield name;
-  }
-}
-
-/**
- * esbuild plugin for bundles that only sample: op files lose their tests, gradients and documentation, shaders what only people read, and
+ * esbuild plugin for bundles that only sample, minified with their shaders. Dropped are tests, gradients and documentation of ops; checks of
+ * what cannot go wrong with shaders and ops that were tested, and the ops' own words about shapes (Graph.add names op, layer and operands);
+ * {@link otherSchedulers}; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
  * wgsl_reflect makes way for src/engine/wgsl_layout.ts.
  */
 export function samplingOnly(root) {
@@ -69,49 +40,152 @@ export function samplingOnly(root) {
     name: 'sampling-only',
     async setup(build) {
       const { default: ts } = await import('typescript');
-      build.onResolve({ filter: /^wgsl_reflect\// }, () => ({ path: join(root, 'src/engine/wgsl_layout.ts') }));
+      const { minify } = await import('terser');
+      const { transform } = build.esbuild;
+      // The whole bundle is minified at the end.
+      Object.assign(build.initialOptions, { write: false, minify: false, minifySyntax: true, tsconfigRaw: { compilerOptions: { useDefineForClassFields: false } } });
       const directory = join(root, 'shaders');
       const texts = new Map();
-      for (const name of await readdir(directory, { recursive: true })) if (name.endsWith('.wgsl')) texts.set(name, await readFile(join(directory, name), 'utf8'));
-      const taken = moduleNames([...texts.values()]);
-      const short = shortModuleNames(texts);
-      build.onLoad({ filter: /\.wgsl$/ }, async ({ path }) => ({ contents: minifyWgsl(await readFile(path, 'utf8'), taken, short), loader: 'text' }));
+      for (const name of await readdir(directory, { recursive: true })) if (name.endsWith('.wgsl')) texts.set(name.replaceAll(sep, '/'), await readFile(join(directory, name), 'utf8'));
+      const paths = [...texts.keys()];
+      const variable = (path) => `$${paths.indexOf(path)}`;
+
+      build.onResolve({ filter: /^wgsl_reflect\// }, () => ({ path: join(root, 'src/engine/wgsl_layout.ts') }));
+      build.onResolve({ filter: /^fastest-levenshtein$/ }, ({ path }) => ({ path, namespace: 'sampling' }));
+      build.onLoad({ filter: /.*/, namespace: 'sampling' }, () => ({ contents: editDistance, loader: 'js' }));
+      // A global for now: the texts come to stand side by side, where the compressor sees what they have in common.
+      build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
       // Snippets that only gradients include.
-      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(/^.*(_grad|_dout).*\n/gm, ''), loader: 'ts' }));
-      build.onLoad({ filter: /[\\/]src[\\/]engine[\\/]ops[\\/]\w+\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
+      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
+      build.onLoad({ filter: /[\\/]src[\\/](engine|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
+      build.onEnd(async ({ outputFiles = [] }) => {
+        for (const file of outputFiles) {
+          let code = file.text;
+          for (let rest = code; rest; rest = withoutUnused(ts, code)) code = (await transform(rest, { loader: 'js', format: 'esm', target: 'es2022', treeShaking: true, minifySyntax: true })).code;
+          const used = paths.filter((path) => new RegExp(`\\${variable(path)}\\b`).test(code));
+          const shaders = minifyShaders(new Map(used.map((path) => [path, texts.get(path)])), gradientConstants, wordsInStrings(ts, engineOnly(file.text)));
+          const minified = await minify(code, { module: true, ecma: 2022, compress: { passes: 3, keep_fargs: false, pure_getters: true, unsafe_arrows: true, reduce_funcs: false }, format: { comments: false } });
+          // Neighbours by file name are alike: matmul.wgsl, lib/matmul_operands.wgsl, matmul_tiled.wgsl …
+          const name = (path) => path.slice(path.lastIndexOf('/') + 1);
+          const constants = [...shaders].sort(([a], [b]) => (name(a) < name(b) ? -1 : 1)).map(([path, text]) => `${variable(path)}=\`${text}\``);
+          file.contents = Buffer.from(`const ${constants.join(',')};${minified.code}`);
+        }
+      });
     },
   };
 }
 
-const replacements = {
-  doc: "doc: ''",
-  grad: "grad: { notDifferentiable: 'this build only samples' }",
-  // Of a row of the pointwise table.
-  reference: 'reference: 0 as never',
-  derivative: 'derivative: 0 as never',
-};
-
-/** Source of an op file whose op definitions and pointwise rows have no documentation, gradient or reference. */
+/** Source of the engine without what a bundle that only samples does not need. */
 function strip(ts, path, source) {
   const file = ts.createSourceFile(path, source, ts.ScriptTarget.ESNext, true);
+  const isOp = /[\\/]ops[\\/]/.test(path);
+  const others = isOp ? new Set([...otherKernels, ...Object.keys(gradientConstants)]) : new Set();
   const cuts = [];
-  const visit = (node) => {
-    const definition = ts.isObjectLiteralExpression(node) && ((ts.isCallExpression(node.parent) && node.parent.expression.getText() === 'defineOp') || node.properties.some((p) => p.name?.getText() === 'wgsl'));
-    for (const property of definition ? node.properties : []) {
-      const name = property.name?.getText() ?? '';
-      if (Object.hasOwn(replacements, name)) cuts.push([property.getStart(), property.end, replacements[name]]);
-    }
-    ts.forEachChild(node, visit);
+  const cutFromList = (node, list) => {
+    const next = list[list.indexOf(node) + 1];
+    cuts.push([node.getFullStart(), next ? next.getFullStart() : list.end, '']);
   };
-  visit(file);
+  const named = (node, names) => names.has(node.name?.getText() ?? '');
+  // ...(condition && { name: … })
+  const spreads = (node, names) => ts.isSpreadAssignment(node) && names.has(/^\(.* && \{ (\w+)(: .*)? \}\)$/s.exec(node.expression.getText())?.[1]);
+  const throws = (statement, code) => statement && ts.isThrowStatement(statement) && ts.isNewExpression(statement.expression) && statement.expression.arguments?.[0]?.getText() === `'${code}'`;
+  const visit = (node, exported) => {
+    if (ts.isObjectLiteralExpression(node)) {
+      const definition = isOp && ((ts.isCallExpression(node.parent) && node.parent.expression.getText() === 'defineOp') || node.properties.some((p) => p.name?.getText() === 'wgsl'));
+      const names = definition ? unused : isOp ? others : otherSchedulers;
+      for (const property of node.properties) {
+        if (named(property, names) || named(property, others) || spreads(property, names)) cutFromList(property, node.properties);
+        else visit(property, exported);
+      }
+      return;
+    }
+    // if (…) throw new BruitError('shader', …), perhaps for each of something.
+    const only = (statement) => (statement && ts.isBlock(statement) && statement.statements.length === 1 ? statement.statements[0] : statement);
+    const check = ts.isForOfStatement(node) ? only(node.statement) : node;
+    if (ts.isIfStatement(check) && !check.elseStatement && throws(only(check.thenStatement), 'shader')) return void cuts.push([node.getStart(), node.end, ';']);
+    if (isOp && ts.isArrayLiteralExpression(node)) for (const name of node.elements) if (otherKernels.has(name.text)) cutFromList(name, node.elements);
+    if (isOp && ts.isBinaryExpression(node) && otherKernels.has(node.right.text)) return void cuts.push([node.getStart(), node.end, String(node.operatorToken.kind === ts.SyntaxKind.ExclamationEqualsEqualsToken)]);
+    if (isOp && !exported) {
+      const { arguments: list, expression } = node;
+      if (ts.isNewExpression(node) && list?.[0]?.getText() === "'shape'") return void cuts.push([list[1].getStart(), list[1].end, "''"]);
+      if (ts.isCallExpression(node) && expression.getText() === 'check' && list[1]?.getText() === "'shape'") cuts.push([list[2].getStart(), list[2].end, "() => ''"]);
+    }
+    if (isOp && ts.isIdentifier(node) && gradientParameters.has(node.text) && isValue(ts, node)) cuts.push([node.getStart(), node.end, 'false']);
+    ts.forEachChild(node, (child) => visit(child, exported));
+  };
+  const isExported = (statement) => ts.canHaveModifiers(statement) && ts.getModifiers(statement)?.some((m) => m.kind === ts.SyntaxKind.ExportKeyword);
+  for (const statement of file.statements) visit(statement, isExported(statement));
+  for (const { parameters, calls } of isOp ? rowMakers(ts, file) : []) for (const list of [parameters, ...calls]) parameters.forEach((p, i) => named(p, unused) && list[i] && cutFromList(list[i], list));
   // Tables at the top of a file have no effects, but a bundler cannot know that of one with calls or spreads in it: as the result of a call marked
   // pure it goes where nothing refers to it.
-  for (const statement of file.statements) {
+  for (const statement of isOp ? file.statements : []) {
     for (const { initializer } of ts.isVariableStatement(statement) ? statement.declarationList.declarations : []) {
       if (!initializer || ts.isArrowFunction(initializer)) continue;
       cuts.push([initializer.getStart(), initializer.getStart(), '/* @__PURE__ */ (() => ('], [initializer.end, initializer.end, '))()']);
     }
   }
-  cuts.sort(([a], [b]) => a - b);
-  return cuts.reverse().reduce((text, [from, to, by]) => text.slice(0, from) + by + text.slice(to), source);
+  const outermost = cuts.filter(([from, to]) => !cuts.some(([a, b]) => a <= from && to <= b && b - a > to - from));
+  return outermost.sort(([a], [b]) => b - a).reduce((text, [from, to, by]) => text.slice(0, from) + by + text.slice(to), source);
+}
+
+/** Functions of a file that make rows or ops from arguments, with their calls: a dropped property is a dropped parameter. */
+function rowMakers(ts, file) {
+  const makers = new Map();
+  for (const statement of file.statements) {
+    const [declaration] = ts.isVariableStatement(statement) ? statement.declarationList.declarations : [statement];
+    const made = ts.isFunctionDeclaration(declaration) ? declaration : declaration.initializer;
+    if (made?.parameters?.some((p) => unused.has(p.name.getText()))) makers.set(declaration.name.text, { parameters: made.parameters, calls: [] });
+  }
+  const visit = (node) => {
+    if (ts.isCallExpression(node)) makers.get(node.expression.getText())?.calls.push(node.arguments);
+    ts.forEachChild(node, visit);
+  };
+  visit(file);
+  return makers.values();
+}
+
+/** Whether an identifier stands for its value, rather than naming a parameter or property. */
+function isValue(ts, node) {
+  const { parent } = node;
+  if (ts.isParameter(parent) || ts.isPropertySignature(parent) || ts.isBindingElement(parent) || ts.isShorthandPropertyAssignment(parent)) return false;
+  return !((ts.isPropertyAccessExpression(parent) || ts.isPropertyAssignment(parent)) && parent.name === node);
+}
+
+/** Modules of src/engine in a bundle with esbuild's comments. */
+const engineOnly = (code) => code.split(/^(?=\/\/ \S+\.\w+$)/m).filter((part) => part.startsWith('// src/engine/')).join('');
+
+/** Words of the program's strings: functions of shaders that it calls and entry points. */
+function wordsInStrings(ts, code) {
+  const words = new Set();
+  const visit = (node) => {
+    if (ts.isStringLiteralLike(node) || ts.isTemplateHead(node) || ts.isTemplateMiddleOrTemplateTail(node)) for (const word of node.text.replace(/\S+\.wgsl$/, '').match(/\w+/g) ?? []) words.add(word);
+    ts.forEachChild(node, visit);
+  };
+  visit(ts.createSourceFile('bundle.js', code, ts.ScriptTarget.ESNext, true));
+  return words;
+}
+
+/**
+ * The bundle without members of classes and rows of the pointwise table that it never names, or undefined where there are none.
+ * Exported classes stay whole.
+ */
+function withoutUnused(ts, code) {
+  const file = ts.createSourceFile('bundle.js', code, ts.ScriptTarget.ESNext, true);
+  const used = new Set(['toString']);
+  const exported = new Set();
+  const candidates = [];
+  const visit = (node, inTable) => {
+    if (ts.isPropertyAccessExpression(node)) used.add(node.name.text);
+    else if (ts.isBindingElement(node)) used.add((node.propertyName ?? node.name).getText());
+    else if (ts.isStringLiteralLike(node) && !inTable) used.add(node.text);
+    else if (ts.isExportSpecifier(node)) exported.add((node.propertyName ?? node.name).text);
+    const owner = ts.isVariableDeclaration(node.parent ?? node) ? node.parent.name.text : node.name?.text;
+    const table = ts.isObjectLiteralExpression(node) && /^rows\d*$/.test(owner ?? '');
+    if (ts.isClassLike(node)) candidates.push(...node.members.filter((m) => m.name && ts.isIdentifier(m.name)).map((member) => ({ owner, member })));
+    if (table) candidates.push(...node.properties.map((member, i) => ({ owner, member, end: node.properties[i + 1]?.getFullStart() ?? node.properties.end })));
+    ts.forEachChild(node, (child) => visit(child, inTable || table));
+  };
+  visit(file, false);
+  const dropped = candidates.filter(({ owner, member }) => !exported.has(owner) && !used.has(member.name.text));
+  return dropped.length ? dropped.reverse().reduce((text, { member, end }) => text.slice(0, member.getFullStart()) + text.slice(end ?? member.end), code) : undefined;
 }

@@ -139,7 +139,8 @@ export class Graph {
       specs = op.infer(inputs, attrs);
     } catch (e) {
       if (!(e instanceof BruitError)) throw e;
-      throw new BruitError(e.code, `${op.name} (${this.path || 'top level'}): ${e.message}`, { cause: e });
+      // Small bundles leave the ops' own words out (scripts/sampling_plugin.mjs).
+      throw new BruitError(e.code, `${op.name} (${this.path || 'top level'}): ${e.message || `operands ${inputs.join(', ')} do not fit`}`, { cause: e });
     }
     const outputs: Tensor[] = [];
     const node: Node = { id: this.ids++, op: op as unknown as OpDef<never>, path: this.path, inputs, attrs, outputs, region: this.region };
