@@ -49,7 +49,6 @@ export interface ResnetOptions {
 /** ResnetBlock2D: norm, act, conv, time embedding, norm, act, dropout, conv, plus the shortcut. x [N,H,W,C] → [N,H',W',out]. */
 export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOptions): Tensor {
   return module(ctx, name, () => {
-    const [n] = x.shape;
     let h = groupNorm(ctx, 'norm1', x, { groups: o.groups, eps: o.eps, act: o.act });
     let shortcut = x;
     if (o.resample) {
@@ -60,7 +59,9 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
     const { temb } = o;
     const norm2 = { groups: o.groupsOut ?? o.groups, eps: o.eps };
     const scaleShift = o.timeScaleShift === 'scale_shift';
-    const time = temb && reshape(hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out)), [n!, 1, 1, -1]);
+    const projected = temb && hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out));
+    // Of each image, or one for all.
+    const time = projected && reshape(projected, [projected.shape[0]!, 1, 1, -1]);
     if (time && scaleShift) {
       const [factor, offset] = split(time, 3, [o.out, o.out]) as [Tensor, Tensor];
       h = groupNorm(ctx, 'norm2', h, norm2);

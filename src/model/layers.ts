@@ -72,6 +72,17 @@ export function hoistable(ctx: ModelContext, name: string, of: Hoistable['of'], 
   return ctx.hoist ? ctx.hoist({ path: weight(ctx, name), of }, build) : build();
 }
 
+/** Adds a model by `build`, which takes `hoist` into its context; returns those of its {@link hoistable} values by path. */
+export function hoistables(of: Hoistable['of'], build: (hoist: NonNullable<ModelContext['hoist']>) => unknown): Map<string, Tensor> {
+  const values = new Map<string, Tensor>();
+  build((hoistable, compute) => {
+    const value = compute();
+    if (hoistable.of === of) values.set(hoistable.path, value);
+    return value;
+  });
+  return values;
+}
+
 /** A block whose inner values may be recomputed in the backward pass. */
 export const recomputable = <T>(ctx: ModelContext, build: () => T): T => (ctx.gradientCheckpointing ? ctx.graph.checkpoint(build) : build());
 

@@ -5,10 +5,12 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
+import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, WeightStore } from '../model/parameters';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
-import { Graph } from '../engine/graph';
-import { createGpuSampler, type GpuSampler, type SamplerPreview } from '../sampler/sample';
+import { Graph, type Tensor } from '../engine/graph';
+import type { BufferView } from '../engine/program';
+import { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview } from '../sampler/sample';
 import { drawNoise, recordSteps, type PipelineCall } from './stage';
 import { convertSchedulerConfig, createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerClass, type SchedulerConfig } from '../sampler/scheduler_config';
 
@@ -105,8 +107,7 @@ export class DDPMPipeline {
     // The weights' names and shapes depend on the config alone, not on the size of the images built here.
     const parameters = new Parameters(new Graph());
     const ctx = { graph: parameters.graph, parameters };
-    const side = 2 ** unet.block_out_channels.length;
-    unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, side, side]));
+    unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, ...smallest(unet)]));
     const weights = new WeightStore(engine, parameters.specs.values(), 'unet');
     const store = await openWeights(folder, component);
     try {
@@ -144,15 +145,10 @@ export class DDPMPipeline {
     const batch = o.generator || o.onRecord ? count : Math.min(o.batchSize ?? 32, count);
     const shape = [batch, unet.in_channels, size[0], size[1]] as const;
     const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
-    let parameters: Parameters | undefined;
     const sampler: GpuSampler = await createGpuSampler(this.engine, {
       program,
       shape,
-      model: (graph, sample, timestep, classLabels) => {
-        parameters = new Parameters(graph);
-        return unet2d({ graph, parameters }, unet, classLabels ? { sample, timestep, classLabels } : { sample, timestep });
-      },
-      bindings: () => this.weights.bindings(parameters!),
+      ...samplerModel(unet, (parameters) => this.weights.bindings(parameters)),
       seed,
       ...(labels && { labels: batchLabels(0)! }),
       ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
@@ -195,6 +191,27 @@ export class DDPMPipeline {
   destroy(): void {
     this.weights.destroy();
   }
+}
+
+/** Height and width of images that halve at each resolution. */
+function smallest({ block_out_channels: { length } }: UNet2DConfig): [number, number] {
+  return [2 ** length, 2 ** length];
+}
+
+/** A UNet2DModel as samplers take it. */
+export function samplerModel(config: UNet2DConfig, bindings: (parameters: Parameters) => ReadonlyMap<Tensor, BufferView>): Pick<GpuSamplerOptions, 'model' | 'timeValues' | 'bindings'> {
+  const built: Parameters[] = [];
+  const build = (sample: Tensor, timestep: Tensor, classLabels: Tensor | undefined, hoist: NonNullable<ModelContext['hoist']>): Tensor => {
+    const { graph } = sample;
+    const parameters = new Parameters(graph);
+    built.push(parameters);
+    return unet2d({ graph, parameters, hoist }, config, { sample, timestep, ...(classLabels && { classLabels }) });
+  };
+  return {
+    model: (_, sample, timestep, labels, { hoist }) => build(sample, timestep, labels, hoist),
+    timeValues: (graph, timestep, labels) => hoistables('time', (hoist) => build(graph.input('sample', [timestep.shape[0]!, config.in_channels, ...smallest(config)]), timestep, labels, hoist)),
+    bindings: () => new Map(built.flatMap((parameters) => [...bindings(parameters)])),
+  };
 }
 
 function parseGuidance(json: Record<string, unknown>, file: string, unet: UNet2DConfig): ClassGuidance {

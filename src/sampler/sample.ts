@@ -5,12 +5,13 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { Graph, type HostData, type Tensor } from '../engine/graph';
-import { slice } from '../engine/ops/copy';
+import { concat, slice } from '../engine/ops/copy';
 import { embedding } from '../engine/ops/embedding';
 import { guidance as guide } from '../engine/ops/guidance';
 import { add, div, mul, scale, sqrt, square, sub } from '../engine/ops/pointwise';
 import { randomNormal } from '../engine/ops/random';
 import { samplerInput, samplerStep, type SamplerState, type SamplerStepOptions } from '../engine/ops/sampler_step';
+import { reshape } from '../engine/ops/reshape';
 import { copyInto } from '../engine/ops/state';
 import { mean } from '../engine/ops/sum';
 import { compile, tensorUsage, type BufferView, type Program } from '../engine/program';
@@ -41,6 +42,8 @@ export interface StepContext {
   perStep(name: string, rows: readonly (readonly number[])[]): Tensor;
   /** Keeps a value of each step for {@link SamplerPreview.recorded}; does nothing unless the sampler records. */
   record(name: string, value: Tensor): void;
+  /** The current step's row of `timeValues`' value of that path, where there is one: f32 [1 or the batch, width]. Else what `build` adds to the graph. */
+  readonly hoist: (value: { readonly path: string }, build: () => Tensor) => Tensor;
 }
 
 export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> {
@@ -52,11 +55,17 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
    * N is twice as large under guidance. Returns [N, C, H, W], or [N, 2C, H, W] with a variance half.
    */
   readonly model: (graph: Graph, x: Tensor, timestep: Tensor, labels: Tensor | undefined, step: StepContext) => Tensor;
+  /**
+   * Adds to a graph of its own what the model computes from time steps and labels alone, each value [R, width] for `timestep` f32 [R] and `labels`
+   * [R] or [R, D], by the path under which `model` asks {@link StepContext.hoist} for it. A run computes the values of all steps before its first, and a
+   * step looks its own up in one dispatch. Values that would take more than 32 MiB in all stay in the loop.
+   */
+  readonly timeValues?: (graph: Graph, timestep: Tensor, labels: Tensor | undefined) => ReadonlyMap<string, Tensor>;
   /** Adds the start sample to a graph of its own, given standard normal noise [N, C, H, W]; noise · `initNoiseSigma` by default. */
   readonly start?: (noise: Tensor) => Tensor;
   /** Replaces the sample [N, C, H, W] after each step (inpainting: what is kept of the image). */
   readonly after?: (sample: Tensor, step: StepContext) => Tensor;
-  /** Memory of parameters that `model`, `start` and `after` have made; asked for afterwards. */
+  /** Memory of parameters that `model`, `timeValues`, `start` and `after` have made; asked for afterwards. */
   readonly bindings?: () => ReadonlyMap<Tensor, BufferView>;
   /**
    * Classifier-free guidance: u + scale · (c − u). The model sees a doubled batch, u's half first: labels are `nullLabel` there, and where
@@ -115,16 +124,21 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const seed = graph.input('seed', [2], 'u32');
   const samples = graph.input('samples', [n], 'u32');
   const guidanceScale = graph.input('guidance_scale', [1]);
-  let labelInput: Tensor | undefined;
-  if (labels) {
+  const labelsOf = (into: Graph, rows: number): Tensor | undefined => {
+    if (!labels) return undefined;
     const width = labels.length / n;
     check(Number.isInteger(width) && width >= 1, 'input', () => `${labels.length} labels for ${n} images`);
     const integers = labels instanceof Int32Array;
     check(!integers || width === 1, 'input', () => `class numbers are one per image: got ${labels.length} for ${n} images`);
-    labelInput = graph.input('labels', width === 1 ? [copies * n] : [copies * n, width], integers ? 'i32' : 'f32');
-  }
+    return into.input('labels', width === 1 ? [rows] : [rows, width], integers ? 'i32' : 'f32');
+  };
+  const labelInput = labelsOf(graph, copies * n);
 
   const { input, timestep, draw } = samplerInput(state, copies);
+  const time = options.timeValues && timeTable(engine, program, options.timeValues, labels ? copies * n : 1, labelsOf);
+  // Written at the start of each step, read through the values that begin at multiples of the offset alignment.
+  const table = time && graph.parameter('sampler.time_table', time.table.shape);
+  const row = table && embedding(table, state.counter);
   const recorded = new Map<string, Tensor>();
   const step: StepContext = {
     noise: graph.parameter('sampler.noise', shape),
@@ -136,6 +150,12 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
     },
     // Apart from what the value is fused into, or overwritten by.
     record: (name, value) => void (options.record && recorded.set(name, scale(value, 1))),
+    hoist({ path }, compute) {
+      const value = time?.values.get(path);
+      if (!value) return compute();
+      value.tensor ??= graph.parameter(`${path} of the step`, value.shape);
+      return value.tensor;
+    },
   };
   step.record('step_sample', state.sample);
   let output = options.model(graph, input, timestep, labelInput, step);
@@ -163,25 +183,39 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const startNoise = start.parameter('sampler.noise', shape);
   const first = options.start ? options.start(startNoise) : scale(startNoise, program.initNoiseSigma);
 
-  const noiseView = { buffer: engine.createBuffer('sampler.noise', Math.ceil(state.sample.bytes / 16) * 16, tensorUsage), offset: 0 };
+  const own: GPUBuffer[] = [];
+  const memory = (name: string, bytes: number): BufferView => {
+    own.push(engine.createBuffer(name, Math.ceil(bytes / 16) * 16, tensorUsage));
+    return { buffer: own[own.length - 1]!, offset: 0 };
+  };
+  const noiseView = memory('sampler.noise', state.sample.bytes);
   const weights = options.bindings?.() ?? new Map<Tensor, BufferView>();
   const programs: Program[] = [];
   const build = async (from: Graph, label: string, outputs: readonly Tensor[], bindings: readonly (readonly [Tensor, BufferView])[]): Promise<Program> => {
-    const own = [...weights].filter(([t]) => t.graph === from);
-    const compiled = await compile(engine, from, { outputs, bindings: new Map([...own, ...bindings]), label });
+    const given = [...weights].filter(([t]) => t.graph === from);
+    const compiled = await compile(engine, from, { outputs, bindings: new Map([...given, ...bindings]), label });
     programs.push(compiled);
     return compiled;
   };
   const destroy = (): void => {
     for (const each of programs) each.destroy();
-    engine.destroyBuffer(noiseView.buffer);
+    for (const buffer of own) engine.destroyBuffer(buffer);
   };
   try {
-    const stepProgram = await build(graph, 'sampler', [...(x0 ? [x0] : []), ...recorded.values()], [[step.noise, noiseView]]);
-    const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, recorded, begin: { seed: beginSeed, samples: beginSamples }, startNoise };
+    const stepBindings: [Tensor, BufferView][] = [[step.noise, noiseView]];
+    let timeProgram: Program | undefined;
+    if (time) {
+      const rowView = memory('sampler.time', row!.bytes);
+      timeProgram = await build(time.table.graph, 'sampler.time', [time.table], []);
+      stepBindings.push([table!, timeProgram.view(time.table)], [row!, rowView]);
+      for (const { tensor, offset } of time.values.values()) if (tensor) stepBindings.push([tensor, { ...rowView, offset }]);
+    }
+    const stepProgram = await build(graph, 'sampler', [...(x0 ? [x0] : []), ...recorded.values()], stepBindings);
+    const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, recorded, begin: { seed: beginSeed, samples: beginSamples }, startNoise, timeLabels: time?.labels };
     const startPrograms = {
       draw: await build(begin, 'sampler.draw', [], [[z, noiseView]]),
       start: await build(start, 'sampler.start', [], [[first, stepProgram.view(state.sample)], [startNoise, noiseView]]),
+      time: timeProgram,
     };
     const sampler = new GpuSampler(engine, options, stepProgram, startPrograms, leaves, destroy);
     const { seed: key = 0, sampleOffset = 0, latents = null, noise: given } = options;
@@ -191,6 +225,43 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
     destroy();
     throw e;
   }
+}
+
+/** Values of all steps in a table of a row each, and where in a row they begin (bytes). */
+interface TimeTable {
+  readonly table: Tensor;
+  readonly labels: Tensor | undefined;
+  readonly values: ReadonlyMap<string, { readonly shape: readonly [number, number]; readonly offset: number; tensor?: Tensor }>;
+}
+
+/** Beyond this, a table costs more than it saves: products of so many rows do not wait for weights. */
+const maxTimeTable = 2 ** 25;
+
+/** @param batch Rows of a value in one step: the model's batch, or 1 where nothing but the time step decides. */
+function timeTable(engine: Engine, { steps }: SamplerProgram, build: NonNullable<GpuSamplerOptions['timeValues']>, batch: number, labelsOf: (graph: Graph, rows: number) => Tensor | undefined): TimeTable | undefined {
+  const graph = new Graph();
+  const rows = steps.length * batch;
+  const labels = labelsOf(graph, rows);
+  const built = build(graph, graph.constant('timestep', [rows], Float32Array.from({ length: rows }, (_, i) => steps[Math.floor(i / batch)]!.timestep)), labels);
+  const align = engine.profile.limits.minStorageBufferOffsetAlignment / 4;
+  const parts: Tensor[] = [];
+  let columns = 0;
+  const add = (part: Tensor): void => {
+    parts.push(part);
+    columns += part.shape[1]!;
+  };
+  const values = new Map(
+    [...built].map(([path, value]) => {
+      const offset = columns * 4;
+      const width = numel(value.shape) / rows;
+      add(reshape(value, [steps.length, batch * width]));
+      const gap = -columns & (align - 1);
+      if (gap) add(graph.constant('gap', [steps.length, gap], new Float32Array(steps.length * gap)));
+      return [path, { shape: [batch, width] as const, offset }];
+    }),
+  );
+  if (!parts.length || steps.length * columns * 4 > Math.min(maxTimeTable, engine.profile.limits.maxStorageBufferBindingSize)) return undefined;
+  return { table: concat(parts, 1), labels, values };
 }
 
 /** phi of the way from `guided` to the same with the standard deviation of `positive`, image by image. [N, C, H, W] both. */
@@ -213,6 +284,8 @@ interface Leaves {
   readonly begin: { readonly seed: Tensor; readonly samples: Tensor };
   /** The start noise, in the program that makes the start sample of it. */
   readonly startNoise: Tensor;
+  /** Labels of every step's rows, in the program that computes the values of all steps. */
+  readonly timeLabels: Tensor | undefined;
 }
 
 /** A compiled sampler: {@link run} it as often as wanted, with other {@link SamplerInputs} or the same. Made by {@link createGpuSampler}. */
@@ -226,7 +299,7 @@ export class GpuSampler {
     private readonly options: GpuSamplerOptions,
     /** One step, to be profiled; running it by itself moves the sampler on. */
     readonly stepProgram: Program,
-    private readonly startPrograms: { readonly draw: Program; readonly start: Program },
+    private readonly startPrograms: { readonly draw: Program; readonly start: Program; readonly time: Program | undefined },
     private readonly leaves: Leaves,
     private readonly destroyPrograms: () => void,
   ) {
@@ -262,6 +335,11 @@ export class GpuSampler {
       if (guidance) all.fill(guidance.nullLabel!, 0, wanted);
       all.set(labels, all.length - wanted);
       step.write(t, all);
+      if (leaves.timeLabels) {
+        const repeated = labels instanceof Int32Array ? new Int32Array(numel(leaves.timeLabels.shape)) : new Float32Array(numel(leaves.timeLabels.shape));
+        for (let at = 0; at < repeated.length; at += all.length) repeated.set(all, at);
+        this.startPrograms.time!.write(leaves.timeLabels, repeated);
+      }
     }
     if (latents) check(latents.length === count, 'input', () => `latents: ${latents.length} numbers do not fill ${showShape(shape)}`);
     if (latents !== undefined) this.latents = latents;
@@ -349,7 +427,9 @@ export class GpuSampler {
     const encoder = this.engine.device.createCommandEncoder();
     encoder.clearBuffer(buffer, offset, slots.bytes);
     this.engine.device.queue.submit([encoder.finish()]);
-    const { draw, start } = this.startPrograms;
+    const { draw, start, time } = this.startPrograms;
+    // For each run anew: weights may have changed (training).
+    time?.run();
     if (this.latents) start.write(this.leaves.startNoise, this.latents);
     else draw.run();
     start.run();
