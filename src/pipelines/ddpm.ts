@@ -5,11 +5,11 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
-import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, WeightStore } from '../model/parameters';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
 import { Graph, type Tensor } from '../engine/graph';
 import type { BufferView } from '../engine/program';
+import { hoistables, type ModelContext } from '../model/layers';
 import { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview } from '../sampler/sample';
 import { drawNoise, recordSteps, type PipelineCall } from './stage';
 import { convertSchedulerConfig, createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerClass, type SchedulerConfig } from '../sampler/scheduler_config';

@@ -124,20 +124,19 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const seed = graph.input('seed', [2], 'u32');
   const samples = graph.input('samples', [n], 'u32');
   const guidanceScale = graph.input('guidance_scale', [1]);
-  const labelsOf = (into: Graph, rows: number): Tensor | undefined => {
-    if (!labels) return undefined;
+  let labelInput: Tensor | undefined;
+  if (labels) {
     const width = labels.length / n;
     check(Number.isInteger(width) && width >= 1, 'input', () => `${labels.length} labels for ${n} images`);
     const integers = labels instanceof Int32Array;
     check(!integers || width === 1, 'input', () => `class numbers are one per image: got ${labels.length} for ${n} images`);
-    return into.input('labels', width === 1 ? [rows] : [rows, width], integers ? 'i32' : 'f32');
-  };
-  const labelInput = labelsOf(graph, copies * n);
+    labelInput = graph.input('labels', width === 1 ? [copies * n] : [copies * n, width], integers ? 'i32' : 'f32');
+  }
 
   const { input, timestep, draw } = samplerInput(state, copies);
-  const time = options.timeValues && timeTable(engine, program, options.timeValues, labels ? copies * n : 1, labelsOf);
-  // Written at the start of each step, read through the values that begin at multiples of the offset alignment.
+  const time = timeTable(engine, graph, options, labelInput);
   const table = time && graph.parameter('sampler.time_table', time.table.shape);
+  // Written at the start of each step, read through the values, which are parts of it.
   const row = table && embedding(table, state.counter);
   const recorded = new Map<string, Tensor>();
   const step: StepContext = {
@@ -150,12 +149,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
     },
     // Apart from what the value is fused into, or overwritten by.
     record: (name, value) => void (options.record && recorded.set(name, scale(value, 1))),
-    hoist({ path }, compute) {
-      const value = time?.values.get(path);
-      if (!value) return compute();
-      value.tensor ??= graph.parameter(`${path} of the step`, value.shape);
-      return value.tensor;
-    },
+    hoist: ({ path }, compute) => time?.values.get(path)?.value ?? compute(),
   };
   step.record('step_sample', state.sample);
   let output = options.model(graph, input, timestep, labelInput, step);
@@ -208,7 +202,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
       const rowView = memory('sampler.time', row!.bytes);
       timeProgram = await build(time.table.graph, 'sampler.time', [time.table], []);
       stepBindings.push([table!, timeProgram.view(time.table)], [row!, rowView]);
-      for (const { tensor, offset } of time.values.values()) if (tensor) stepBindings.push([tensor, { ...rowView, offset }]);
+      for (const { value, offset } of time.values.values()) stepBindings.push([value, { ...rowView, offset }]);
     }
     const stepProgram = await build(graph, 'sampler', [...(x0 ? [x0] : []), ...recorded.values()], stepBindings);
     const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, recorded, begin: { seed: beginSeed, samples: beginSamples }, startNoise, timeLabels: time?.labels };
@@ -227,41 +221,41 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   }
 }
 
-/** Values of all steps in a table of a row each, and where in a row they begin (bytes). */
+/** What the model computes from time steps and labels alone. */
 interface TimeTable {
+  /** The values of each step, one after the other: [steps, columns], in a graph of its own. */
   readonly table: Tensor;
+  /** Labels of every step's rows, in that graph. */
   readonly labels: Tensor | undefined;
-  readonly values: ReadonlyMap<string, { readonly shape: readonly [number, number]; readonly offset: number; tensor?: Tensor }>;
+  /** What the step's graph reads: a part of the current row that begins at byte `offset`. */
+  readonly values: ReadonlyMap<string, { readonly value: Tensor; readonly offset: number }>;
 }
 
 /** Beyond this, a table costs more than it saves: products of so many rows do not wait for weights. */
 const maxTimeTable = 2 ** 25;
 
-/** @param batch Rows of a value in one step: the model's batch, or 1 where nothing but the time step decides. */
-function timeTable(engine: Engine, { steps }: SamplerProgram, build: NonNullable<GpuSamplerOptions['timeValues']>, batch: number, labelsOf: (graph: Graph, rows: number) => Tensor | undefined): TimeTable | undefined {
-  const graph = new Graph();
+function timeTable({ profile: { limits } }: Engine, graph: Graph, { timeValues, program: { steps } }: GpuSamplerOptions, stepLabels: Tensor | undefined): TimeTable | undefined {
+  if (!timeValues) return undefined;
+  const own = new Graph();
+  const batch = stepLabels?.shape[0] ?? 1;
   const rows = steps.length * batch;
-  const labels = labelsOf(graph, rows);
-  const built = build(graph, graph.constant('timestep', [rows], Float32Array.from({ length: rows }, (_, i) => steps[Math.floor(i / batch)]!.timestep)), labels);
-  const align = engine.profile.limits.minStorageBufferOffsetAlignment / 4;
+  const labels = stepLabels && own.input('labels', [rows, ...stepLabels.shape.slice(1)], stepLabels.dtype);
+  const timestep = own.constant('timestep', [rows], Float32Array.from({ length: rows }, (_, i) => steps[Math.floor(i / batch)]!.timestep));
   const parts: Tensor[] = [];
-  let columns = 0;
-  const add = (part: Tensor): void => {
+  let offset = 0;
+  const append = (part: Tensor): void => {
     parts.push(part);
-    columns += part.shape[1]!;
+    offset += part.bytes / steps.length;
   };
-  const values = new Map(
-    [...built].map(([path, value]) => {
-      const offset = columns * 4;
-      const width = numel(value.shape) / rows;
-      add(reshape(value, [steps.length, batch * width]));
-      const gap = -columns & (align - 1);
-      if (gap) add(graph.constant('gap', [steps.length, gap], new Float32Array(steps.length * gap)));
-      return [path, { shape: [batch, width] as const, offset }];
-    }),
-  );
-  if (!parts.length || steps.length * columns * 4 > Math.min(maxTimeTable, engine.profile.limits.maxStorageBufferBindingSize)) return undefined;
-  return { table: concat(parts, 1), labels, values };
+  const values: [string, { value: Tensor; offset: number }][] = [];
+  for (const [path, all] of timeValues(own, timestep, labels)) {
+    const part = reshape(all, [steps.length, -1]);
+    values.push([path, { value: graph.parameter(path, [batch, part.shape[1]! / batch]), offset }]);
+    append(part);
+    const gap = (-offset & (limits.minStorageBufferOffsetAlignment - 1)) / 4;
+    if (gap) append(own.constant('gap', [steps.length, gap], new Float32Array(steps.length * gap)));
+  }
+  return parts.length && steps.length * offset <= maxTimeTable ? { table: concat(parts, 1), labels, values: new Map(values) } : undefined;
 }
 
 /** phi of the way from `guided` to the same with the standard deviation of `positive`, image by image. [N, C, H, W] both. */
@@ -335,11 +329,8 @@ export class GpuSampler {
       if (guidance) all.fill(guidance.nullLabel!, 0, wanted);
       all.set(labels, all.length - wanted);
       step.write(t, all);
-      if (leaves.timeLabels) {
-        const repeated = labels instanceof Int32Array ? new Int32Array(numel(leaves.timeLabels.shape)) : new Float32Array(numel(leaves.timeLabels.shape));
-        for (let at = 0; at < repeated.length; at += all.length) repeated.set(all, at);
-        this.startPrograms.time!.write(leaves.timeLabels, repeated);
-      }
+      const { timeLabels } = leaves;
+      if (timeLabels) this.startPrograms.time!.write(timeLabels, (all.constructor as typeof Int32Array).from({ length: numel(timeLabels.shape) }, (_, i) => all[i % all.length]!));
     }
     if (latents) check(latents.length === count, 'input', () => `latents: ${latents.length} numbers do not fill ${showShape(shape)}`);
     if (latents !== undefined) this.latents = latents;
