@@ -29,10 +29,15 @@ const editDistance = `
   }
   export const closest = (a, all) => all.reduce((best, b) => (distance(a, b) < distance(a, best) ? b : best));`;
 
+/** The blocks of src/model/k_blocks.ts, which no unconditional checkpoint has: their names are unknown there. */
+const noKBlocks = `
+  export const kDownTypes = [], kUpTypes = [], isKType = () => false;
+  export const kDownBlock = isKType, kUpBlock = isKType;`;
+
 /**
  * esbuild plugin for bundles that only sample, minified with their shaders. Dropped are tests, gradients and documentation of ops; checks of
  * what cannot go wrong with shaders and ops that were tested, and the ops' own words about shapes (Graph.add names op, layer and operands);
- * {@link otherSchedulers}; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
+ * {@link otherSchedulers}; K blocks; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
  * wgsl_reflect makes way for src/engine/wgsl_layout.ts.
  */
 export function samplingOnly(root) {
@@ -55,6 +60,7 @@ export function samplingOnly(root) {
       build.onLoad({ filter: /.*/, namespace: 'sampling' }, () => ({ contents: editDistance, loader: 'js' }));
       // A global for now: the texts come to stand side by side, where the compressor sees what they have in common.
       build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
+      build.onLoad({ filter: /[\\/]k_blocks\.ts$/ }, () => ({ contents: noKBlocks, loader: 'js' }));
       // Snippets that only gradients include.
       build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
       build.onLoad({ filter: /[\\/]src[\\/](engine|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
