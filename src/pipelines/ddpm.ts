@@ -60,6 +60,8 @@ export interface GenerateOptions {
   readonly seed?: number;
   /** Number of the first image. */
   readonly sampleOffset?: number;
+  /** Only images `from` to `to` − 1 of the `count`, bit for bit as the whole job makes them: so several machines share a job. */
+  readonly range?: readonly [from: number, to: number];
   /** Images computed at once. */
   readonly batchSize?: number;
   /** [height, width], the config's sample_size by default. */
@@ -127,6 +129,8 @@ export class DDPMPipeline {
     const { unet } = this;
     const count = o.count ?? o.labels?.length ?? 1;
     check(Number.isInteger(count) && count >= 1, 'input', () => `count ${count} must be a whole number of at least 1`);
+    const [from, to] = o.range ?? [0, count];
+    check(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= count && !(o.range && o.generator), 'input', () => `range ${from} to ${to} is no part of the ${count} images, or a generator draws for all`);
     const size = o.size ?? unet.sample_size;
     check(size, 'input', () => `${this.name}: the config has no sample_size, so give a size`);
     const conditional = unet.num_class_embeds !== null && unet.class_embed_type === null;
@@ -158,12 +162,12 @@ export class DDPMPipeline {
     });
     try {
       const per = shape[1] * shape[2] * shape[3];
-      const images = new Float32Array(count * per);
-      const evaluations = program.steps.length * Math.ceil(count / batch);
+      const images = new Float32Array((to - from) * per);
+      const evaluations = program.steps.length * Math.ceil((to - from) / batch);
       o.onProgress?.(0, evaluations);
-      for (let first = 0; first < count; first += batch) {
+      for (let first = from; first < to; first += batch) {
         sampler.set({ sampleOffset: sampleOffset + first, ...(labels && { labels: batchLabels(first)! }) });
-        const before = (first / batch) * program.steps.length;
+        const before = ((first - from) / batch) * program.steps.length;
         await sampler.run({
           ...(o.signal && { signal: o.signal }),
           onProgress: (done) => o.onProgress?.(before + done, evaluations),
@@ -176,12 +180,12 @@ export class DDPMPipeline {
         });
         const sample = await sampler.read();
         // [-1,1] to [0,1]
-        const used = Math.min(batch, count - first) * per;
-        for (let i = 0; i < used; i++) images[first * per + i] = Math.min(Math.max(sample[i]! / 2 + 0.5, 0), 1);
+        const used = Math.min(batch, to - first) * per;
+        for (let i = 0; i < used; i++) images[(first - from) * per + i] = Math.min(Math.max(sample[i]! / 2 + 0.5, 0), 1);
       }
       o.onRecord?.('timesteps', Float32Array.from(program.timesteps));
       o.onRecord?.('image', images);
-      return { images, shape: [count, shape[1], shape[2], shape[3]], labels };
+      return { images, shape: [to - from, shape[1], shape[2], shape[3]], labels: labels?.slice(from, to) };
     } finally {
       sampler.destroy();
     }
