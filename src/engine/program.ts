@@ -4,6 +4,7 @@
  * `compile` runs the passes, lowers nodes to dispatches, plans memory, and makes every buffer, bind group and pipeline. `run` then only
  * encodes the flat dispatch list: it creates no GPU resource, writes nothing and reads nothing back.
  */
+import type { BufferView } from './buffer_view';
 import type { Engine } from './device';
 import { BruitError } from './errors';
 import type { Graph, HostData, Tensor } from './graph';
@@ -15,13 +16,10 @@ import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph } from './p
 import { emitEpilogue } from './pointwise_codegen';
 import { highestBinding, packParams, reflect, specialise, type EntryInfo } from './shader';
 import { numel, showShape } from './shape';
+import { readStored } from './stored';
 import { tuningKey } from './tuning_key';
 
-/** A range of a GPU buffer; `offset` is a multiple of the device's storage offset alignment (256 by default). */
-export interface BufferView {
-  readonly buffer: GPUBuffer;
-  readonly offset: number;
-}
+export type { BufferView } from './buffer_view';
 
 export interface CompileOptions {
   /** Values to keep: readable after a run, never overwritten within one. */
@@ -68,6 +66,7 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
   }
   const outputs = new Set<Tensor>([...options.outputs, ...[...bindings.keys()].filter((t) => t.kind === 'value')]);
   const planned = planGraph(graph, outputs, {
+    nodes: readStored(graph, bindings),
     profile: engine.profile,
     variantOf: (node) => options.variants?.[node.op.name] ?? tunedVariant(engine, node),
     bound: bindings,
@@ -112,10 +111,8 @@ class ProgramMemory {
     const { device, profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
     const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
-    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => bytesOf(t) > limit);
-    if (oversize) {
-      throw new BruitError('limit', `${this.label}: ${'temp' in oversize ? `workspace '${oversize.label}' ${showShape(oversize.shape)}` : `${oversize}${oversize.node ? ` of ${oversize.node.op.name} (${oversize.node.path})` : ''}`} takes ${bytesOf(oversize)} bytes, this device binds at most ${limit}. Use a smaller batch or image.`);
-    }
+    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => this.bytesOf(t) > limit);
+    if (oversize) throw new BruitError('limit', `${this.label}: ${this.describe(oversize)} takes ${this.bytesOf(oversize)} bytes, this device binds at most ${limit} at once. ${adviceFor(oversize)}`);
     // Before the error scope opens: an exception inside would leave it open on the caller's device.
     const unbound = this.planned.leaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
     if (unbound) throw new BruitError('checkpoint', `${this.label}: parameter '${unbound.name}' ${showShape(unbound.shape)} has no buffer in \`bindings\``);
@@ -132,6 +129,16 @@ class ProgramMemory {
     for (const [t, view] of this.bindings) this.views.set(t, view);
     const error = await device.popErrorScope();
     if (error) throw new BruitError('limit', `${this.label}: out of GPU memory: ${this.plan.plannedBytes} bytes of activations were planned (${error.message}). Use a smaller batch or image, or gradient checkpointing.`);
+  }
+
+  /** Bytes that are bound for a tensor. */
+  bytesOf(t: Bindable): number {
+    return ('temp' in t ? undefined : this.bindings.get(t)?.packed?.bytes) ?? bytesOf(t);
+  }
+
+  private describe(t: Bindable): string {
+    const node = 'temp' in t ? this.planned.lowered.find(({ temps }) => temps.includes(t))?.node : t.node;
+    return `${'temp' in t ? `workspace '${t.label}' ${showShape(t.shape)}` : t}${node ? ` of ${node.op.name} (${node.path || 'top level'})` : ''}`;
   }
 
   private create(label: string, size: number): GPUBuffer {
@@ -162,6 +169,11 @@ class ProgramMemory {
     this.owned.length = 0;
   }
 }
+
+const adviceFor = (t: Bindable): string =>
+  !('temp' in t) && t.kind === 'parameter'
+    ? 'Bind it in parts, or packed in a smaller format (WeightStore does both).'
+    : 'Use a smaller batch or image; decode latents in tiles (decodeTiled); train with gradient checkpointing or a smaller batch.';
 
 async function record(engine: Engine, lowered: readonly Lowered[], memory: ProgramMemory): Promise<Step[]> {
   const { device, profile, pipelines } = engine;
@@ -226,7 +238,7 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       const t = all[name];
       if (!t) throw new BruitError('shader', `shaders/${info.file} (${info.entry}): nothing is bound to '${name}'`);
       const view = memory.view(t);
-      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(bytesOf(t)) } });
+      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(memory.bytesOf(t)) } });
     }
     for (const name of Object.keys(all)) {
       if (!info.bindings.has(name)) throw new BruitError('shader', `shaders/${info.file} (${info.entry}) does not use a binding '${name}'`);

@@ -26,6 +26,14 @@ import storeRow4 from '../../shaders/lib/store_row_4.wgsl';
 import storeBlock1 from '../../shaders/lib/store_block_1.wgsl';
 import storeBlock4 from '../../shaders/lib/store_block_4.wgsl';
 import tile4x4 from '../../shaders/lib/tile_4x4.wgsl';
+import unpackBf16 from '../../shaders/lib/unpack_bf16.wgsl';
+import unpackF16 from '../../shaders/lib/unpack_f16.wgsl';
+import unpackInt4 from '../../shaders/lib/unpack_int4.wgsl';
+import unpackInt8 from '../../shaders/lib/unpack_int8.wgsl';
+import weights from '../../shaders/lib/weights.wgsl';
+import weightsBlocks from '../../shaders/lib/weights_blocks.wgsl';
+import weightsHalf from '../../shaders/lib/weights_half.wgsl';
+import weightsTransposed from '../../shaders/lib/weights_transposed.wgsl';
 import tile8x8 from '../../shaders/lib/tile_8x8.wgsl';
 
 export const shaderLibrary: Readonly<Record<string, string>> = {
@@ -57,4 +65,12 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/store_block_4.wgsl': storeBlock4,
   'lib/tile_4x4.wgsl': tile4x4,
   'lib/tile_8x8.wgsl': tile8x8,
+  'lib/unpack_bf16.wgsl': unpackBf16,
+  'lib/unpack_f16.wgsl': unpackF16,
+  'lib/unpack_int4.wgsl': unpackInt4,
+  'lib/unpack_int8.wgsl': unpackInt8,
+  'lib/weights.wgsl': weights,
+  'lib/weights_blocks.wgsl': weightsBlocks,
+  'lib/weights_half.wgsl': weightsHalf,
+  'lib/weights_transposed.wgsl': weightsTransposed,
 };

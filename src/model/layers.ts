@@ -129,7 +129,7 @@ export function linear(ctx: ModelContext, name: string, x: Tensor, out: number, 
 
 /** torch.nn.Embedding. `ids` i32 […] → […, width]. */
 export function embed(ctx: ModelContext, name: string, ids: Tensor, rows: number, width: number, { std = 1 }: { std?: number } = {}): Tensor {
-  return module(ctx, name, () => embedding(ctx.parameters.get(weight(ctx, 'weight'), [rows, width], 'plain', { kind: 'normal', std }), ids));
+  return module(ctx, name, () => embedding(ctx.parameters.get(weight(ctx, 'weight'), [rows, width], 'table', { kind: 'normal', std }), ids));
 }
 
 /** torch.nn.GroupNorm, with the activation after it where there is one. The reported output is before the activation, as in PyTorch. */

@@ -2,20 +2,60 @@
  * Weights: declared by the model code under their checkpoint names, stored in a few large GPU buffers, loaded and saved in diffusers' layout.
  *
  * Kernels want convolution weights as [R,S,C,K] and linear weights as [in,out]; checkpoints hold [K,C,R,S] and [out,in]. The conversion
- * happens once, on the host, at load and save.
+ * happens once, on the host, at load and save. The weights of products and tables of embeddings may be packed (src/io/packed.ts); norms, biases and
+ * whatever else is small are f32.
  */
+import type { Packed, PackedFormat } from '../engine/buffer_view';
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import type { Graph, Tensor } from '../engine/graph';
 import { tensorUsage, type BufferView } from '../engine/program';
 import { normals, RngStream, uniforms } from '../engine/rng';
-import { dtypeBytes, numel, type Shape } from '../engine/shape';
+import { numel, type Shape } from '../engine/shape';
 import { matchCheckpoint, type MatchOptions } from '../io/checkpoint';
-import { f32ToF16, f16ToF32 } from '../io/half';
-import type { TensorStore } from '../io/safetensors';
+import { isQuantised, pack, packedBytes, unpack } from '../io/packed';
+import type { SafetensorsDtype, TensorStore } from '../io/safetensors';
 
-/** `conv` [K,C,R,S] is stored as [R,S,C,K], `linear` [out,in] as [in,out], `plain` as it is. */
-export type WeightLayout = 'conv' | 'linear' | 'plain';
+/** `conv` [K,C,R,S] is stored as [R,S,C,K], `linear` [out,in] as [in,out], `table` [rows,width] (embeddings, looked up by row) and `plain` as they are. */
+export type WeightLayout = 'conv' | 'linear' | 'table' | 'plain';
+
+/** How a weight lies in GPU memory: `f32`, or packed in a format of src/io/packed.ts. */
+export type WeightFormat = 'f32' | PackedFormat;
+
+/** What is wanted of all weights: one format, or `auto` for what the checkpoint itself has (F16 as f16, BF16 as bf16, all else as f32). */
+export type WeightStorage = 'auto' | WeightFormat;
+export const weightStorages = ['auto', 'f32', 'f16', 'bf16', 'int8', 'int4'] as const satisfies readonly WeightStorage[];
+
+/**
+ * The format of one weight. What no product or table reads stays f32, and so does a weight whose channels do not divide by 4 where int8 or int4 is
+ * wanted (or it stays what the checkpoint has).
+ * @param inFile Type in the checkpoint, if it comes from one.
+ */
+export function weightFormat({ shape, layout }: Pick<ParameterSpec, 'shape' | 'layout'>, wanted: WeightStorage, inFile?: SafetensorsDtype): WeightFormat {
+  if (layout === 'plain') return 'f32';
+  const divisible = (layout === 'table' ? shape.slice(1) : shape.slice(0, 2)).every((d) => d % 4 === 0);
+  if (wanted !== 'auto' && (divisible || wanted === 'f32' || !isQuantised(wanted))) return wanted;
+  return inFile === 'F16' ? 'f16' : inFile === 'BF16' ? 'bf16' : 'f32';
+}
+
+/** Bytes of a weight in GPU memory, padding excluded. */
+export const weightBytes = ({ shape, layout }: Pick<ParameterSpec, 'shape' | 'layout'>, format: WeightFormat): number =>
+  format === 'f32' ? 4 * numel(shape) : packedBytes(format, numel(shape), layout === 'table' ? 1 : shape[0]!);
+
+/** What storing weights in other formats than the checkpoint's costs, for all weights of one kind and format. */
+export interface StorageReport {
+  readonly layout: WeightLayout;
+  readonly format: WeightFormat;
+  readonly tensors: number;
+  readonly weights: number;
+  /** In GPU memory. */
+  readonly bytes: number;
+  /** Of the difference to the checkpoint's numbers: largest magnitude, and root mean square. */
+  readonly maxError: number;
+  readonly rmsError: number;
+  /** Root mean square of the checkpoint's numbers, to compare them with. */
+  readonly rms: number;
+}
 
 /** PyTorch's default initialisation: `fan_in` is U(±1/√fanIn). */
 export type Init = { readonly kind: 'fan_in'; readonly fanIn: number } | { readonly kind: 'constant'; readonly value: number } | { readonly kind: 'normal'; readonly std: number };
@@ -58,7 +98,7 @@ export function storedShape(shape: Shape, layout: WeightLayout): Shape {
 
 /** Checkpoint order to GPU order. */
 export function toStored(data: Float32Array, shape: Shape, layout: WeightLayout): Float32Array {
-  if (layout === 'plain') return data;
+  if (layout === 'plain' || layout === 'table') return data;
   const [k, c] = [shape[0]!, shape[1]!];
   const taps = numel(shape.slice(2));
   const out = new Float32Array(data.length);
@@ -68,7 +108,7 @@ export function toStored(data: Float32Array, shape: Shape, layout: WeightLayout)
 
 /** GPU order to checkpoint order. */
 export function fromStored(data: Float32Array, shape: Shape, layout: WeightLayout): Float32Array {
-  if (layout === 'plain') return data;
+  if (layout === 'plain' || layout === 'table') return data;
   const [k, c] = [shape[0]!, shape[1]!];
   const taps = numel(shape.slice(2));
   const out = new Float32Array(data.length);
@@ -83,33 +123,80 @@ export interface NamedTensor {
   readonly data: Float32Array;
 }
 
+/** A weight's memory, or that of one part of it. */
+interface Piece {
+  /** As stored. */
+  readonly shape: Shape;
+  readonly bytes: number;
+  readonly slab: number;
+  readonly offset: number;
+}
+
+interface Place {
+  readonly spec: ParameterSpec;
+  readonly format: WeightFormat;
+  /** One, or the parts of a weight that no binding holds whole: ranges of output channels, of a table's rows. */
+  readonly pieces: readonly Piece[];
+  error?: { max: number; squares: number; sum: number };
+}
+
+export interface LoadOptions extends MatchOptions {
+  /** For messages. */
+  readonly label?: string;
+  /** `auto` by default. */
+  readonly storage?: WeightStorage;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
+
 /**
  * GPU memory for a set of parameters, or for anything that has one value per weight (gradients, moments, EMA).
- * Stores made from the same specs have equal layouts, so optimizers walk them slab by slab.
+ * f32 stores made from the same specs have equal layouts, so optimizers walk them slab by slab.
  */
 export class WeightStore {
-  /** Slabs of at most the device's binding limit; each tensor lies in one, at a multiple of 256 bytes. */
+  /** Slabs of at most the device's binding limit; each tensor, or part of one, lies in one, at a multiple of 256 bytes. */
   readonly slabs: readonly { readonly buffer: GPUBuffer; readonly bytes: number }[];
-  private readonly places = new Map<string, { spec: ParameterSpec; slab: number; offset: number }>();
+  private readonly places = new Map<string, Place>();
 
+  /**
+   * @param format Of the weights that may be packed: see {@link weightFormat}. Weights that are trained must be f32.
+   * @throws BruitError `limit` for a weight that exceeds the device's binding limit and cannot be split.
+   */
   constructor(
     readonly engine: Engine,
     specs: Iterable<ParameterSpec>,
     readonly label = 'weights',
-    readonly dtype: 'f32' | 'f16' = 'f32',
+    format: (spec: ParameterSpec) => WeightFormat = () => 'f32',
   ) {
     const { maxStorageBufferBindingSize, maxBufferSize, minStorageBufferOffsetAlignment } = engine.profile.limits;
     const limit = Math.min(maxStorageBufferBindingSize, maxBufferSize);
     const sizes: number[] = [];
-    for (const spec of specs) {
-      const bytes = Math.ceil((numel(spec.shape) * dtypeBytes[dtype]) / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
-      if (bytes > limit) throw new BruitError('limit', `${label}: '${spec.name}' takes ${bytes} bytes; this device binds at most ${limit}. ${dtype === 'f32' ? 'Store the weights as f16.' : ''}`);
-      if (sizes.length === 0 || sizes[sizes.length - 1]! + bytes > limit) sizes.push(0);
+    const place = (shape: Shape, bytes: number): Piece => {
+      const taken = Math.ceil(bytes / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
+      if (sizes.length === 0 || sizes[sizes.length - 1]! + taken > limit) sizes.push(0);
       const slab = sizes.length - 1;
-      this.places.set(spec.name, { spec, slab, offset: sizes[slab]! });
-      sizes[slab]! += bytes;
+      const offset = sizes[slab]!;
+      sizes[slab]! += taken;
+      return { shape, bytes, slab, offset };
+    };
+    for (const spec of specs) {
+      const own = format(spec);
+      this.places.set(spec.name, { spec, format: own, pieces: partShapes(spec, own, limit - (limit % minStorageBufferOffsetAlignment), label).map(({ shape, bytes }) => place(shape, bytes)) });
     }
     this.slabs = sizes.map((bytes, i) => ({ buffer: engine.createBuffer(`${label}.${i}`, bytes, tensorUsage), bytes }));
+  }
+
+  /** A store with the weights of a checkpoint, stored as `storage` says. The names are compared before GPU memory is taken. */
+  static async fromCheckpoint(engine: Engine, specs: Iterable<ParameterSpec>, store: TensorStore, { label, storage = 'auto', onProgress, ...match }: LoadOptions = {}): Promise<WeightStore> {
+    const all = [...specs];
+    const names = matchCheckpoint(store, shapesOf(all), match);
+    const weights = new WeightStore(engine, all, label, (spec) => weightFormat(spec, storage, store.tensors.get(names.get(spec.name)!)!.dtype));
+    try {
+      await weights.fill(store, names, onProgress);
+    } catch (e) {
+      weights.destroy();
+      throw e;
+    }
+    return weights;
   }
 
   get bytes(): number {
@@ -126,9 +213,18 @@ export class WeightStore {
   }
 
   view(name: string): BufferView {
+    const { spec, format, pieces } = this.place(name);
+    const parts = pieces.map(({ shape, bytes, slab, offset }) => {
+      const packed: Packed | undefined = format === 'f32' ? undefined : { format, bytes, table: spec.layout === 'table' };
+      return { shape, view: { buffer: this.slabs[slab]!.buffer, offset, ...(packed && { packed }) } };
+    });
+    return parts.length === 1 ? parts[0]!.view : { ...parts[0]!.view, parts };
+  }
+
+  private place(name: string): Place {
     const place = this.places.get(name);
     if (!place) throw new BruitError('checkpoint', `${this.label}: no weight is called '${name}'`);
-    return { buffer: this.slabs[place.slab]!.buffer, offset: place.offset };
+    return place;
   }
 
   /** Bindings of a graph's parameters to this store, for `compile`. */
@@ -138,44 +234,78 @@ export class WeightStore {
 
   /** Uploads one tensor given in checkpoint layout. */
   write(name: string, data: Float32Array): void {
-    const { spec } = this.places.get(name) ?? {};
-    if (!spec || data.length !== numel(spec.shape)) throw new BruitError('checkpoint', `${this.label}: '${name}' takes ${spec ? numel(spec.shape) : 'no'} numbers, got ${data.length}`);
-    const stored = toStored(data, spec.shape, spec.layout);
-    const view = this.view(name);
-    let bytes: Float32Array | Uint16Array = this.dtype === 'f32' ? stored : f32ToF16(stored);
-    if (bytes.byteLength % 4) {
-      const even = new Uint16Array(bytes.length + 1);
-      even.set(bytes as Uint16Array);
-      bytes = even;
-    }
-    this.engine.device.queue.writeBuffer(view.buffer, view.offset, bytes as Float32Array<ArrayBuffer>);
+    this.upload(name, data, false);
   }
 
-  /** One tensor, in checkpoint layout. */
+  private upload(name: string, data: Float32Array, measured: boolean): void {
+    const place = this.places.get(name);
+    if (!place || data.length !== numel(place.spec.shape)) throw new BruitError('checkpoint', `${this.label}: '${name}' takes ${place ? numel(place.spec.shape) : 'no'} numbers, got ${data.length}`);
+    const { spec, format, pieces } = place;
+    if (format === 'f16') {
+      const beyond = data.find((x) => Math.abs(x) >= 65520);
+      if (beyond !== undefined) throw new BruitError('checkpoint', `${this.label}: '${name}' holds ${beyond}, and f16 ends at 65504: store the weights as bf16 or f32`);
+    }
+    const stored = toStored(data, spec.shape, spec.layout);
+    const error = (place.error = { max: 0, squares: 0, sum: 0 });
+    let first = 0;
+    for (const { shape, slab, offset } of pieces) {
+      const part = pieces.length === 1 ? stored : partOf(stored, spec, first, shape);
+      first += spec.layout === 'table' ? shape[0]! : shape.at(-1)!;
+      const columns = columnsOf(spec, shape);
+      const words = format === 'f32' ? part : pack(format, part, columns);
+      if (measured && format !== 'f32') measure(error, part, unpack(format, words as Uint32Array, part.length, columns));
+      this.engine.device.queue.writeBuffer(this.slabs[slab]!.buffer, offset, words as Float32Array<ArrayBuffer>);
+    }
+  }
+
+  /** One tensor, in checkpoint layout: the numbers that kernels compute with. */
   async read(name: string): Promise<Float32Array> {
-    const { spec } = this.places.get(name)!;
-    const raw = await this.engine.readBuffer(this.view(name), numel(spec.shape) * dtypeBytes[this.dtype]);
-    return fromStored(this.dtype === 'f32' ? new Float32Array(raw) : f16ToF32(new Uint16Array(raw)), spec.shape, spec.layout);
+    const place = this.place(name);
+    const raw = await Promise.all(place.pieces.map(({ slab, offset, bytes }) => this.engine.readBuffer({ buffer: this.slabs[slab]!.buffer, offset }, bytes)));
+    return decode(place, raw.map((buffer) => ({ buffer, offset: 0 })));
   }
 
   /** All tensors in checkpoint layout; one read-back per slab. */
   async readAll(): Promise<NamedTensor[]> {
     const slabs = await Promise.all(this.slabs.map((s) => this.engine.readBuffer({ buffer: s.buffer, offset: 0 }, s.bytes)));
-    return [...this.places].map(([name, { spec, slab, offset }]) => {
-      const n = numel(spec.shape);
-      const data = this.dtype === 'f32' ? new Float32Array(slabs[slab]!, offset, n) : f16ToF32(new Uint16Array(slabs[slab]!, offset, n));
-      return { name, shape: spec.shape, data: fromStored(data, spec.shape, spec.layout) };
-    });
+    return [...this.places].map(([name, place]) => ({ name, shape: place.spec.shape, data: decode(place, place.pieces.map(({ slab, offset }) => ({ buffer: slabs[slab]!, offset }))) }));
   }
 
   /** Loads every tensor from a checkpoint; missing, unexpected and mis-shaped ones are listed together in one error. */
   async load(store: TensorStore, onProgress?: (done: number, total: number) => void, options?: MatchOptions): Promise<void> {
-    const names = matchCheckpoint(store, new Map(this.specs.map((s) => [s.name, [...s.shape]])), options);
+    await this.fill(store, matchCheckpoint(store, shapesOf(this.specs), options), onProgress);
+  }
+
+  private async fill(store: TensorStore, names: ReadonlyMap<string, string>, onProgress?: (done: number, total: number) => void): Promise<void> {
     let done = 0;
     for (const [name, fileName] of names) {
-      this.write(name, await store.readF32(fileName));
+      const exact = store.tensors.get(fileName)!.dtype === this.places.get(name)!.format.toUpperCase();
+      this.upload(name, await store.readF32(fileName), !exact);
       onProgress?.(++done, names.size);
     }
+  }
+
+  /** Memory by kind of weight and format, and the error of those that were loaded into another format than the checkpoint's. */
+  storageReport(): StorageReport[] {
+    const groups = new Map<string, Place[]>();
+    for (const p of this.places.values()) {
+      const key = `${p.spec.layout} ${p.format}`;
+      groups.set(key, [...(groups.get(key) ?? []), p]);
+    }
+    return [...groups.values()].map((places) => {
+      const weights = places.reduce((n, p) => n + numel(p.spec.shape), 0);
+      const total = (of: (error: NonNullable<Place['error']>) => number) => places.reduce((n, p) => n + (p.error ? of(p.error) : 0), 0);
+      return {
+        layout: places[0]!.spec.layout,
+        format: places[0]!.format,
+        tensors: places.length,
+        weights,
+        bytes: places.reduce((n, p) => n + p.pieces.reduce((m, { bytes }) => m + bytes, 0), 0),
+        maxError: Math.max(...places.map((p) => p.error?.max ?? 0)),
+        rmsError: Math.sqrt(total((e) => e.squares) / weights),
+        rms: Math.sqrt(total((e) => e.sum) / weights),
+      };
+    });
   }
 
   /** PyTorch's default initialisation, from Philox keyed by (seed, index of the tensor). */
@@ -200,5 +330,69 @@ export class WeightStore {
 
   destroy(): void {
     for (const s of this.slabs) this.engine.destroyBuffer(s.buffer);
+  }
+}
+
+const shapesOf = (specs: readonly ParameterSpec[]): Map<string, number[]> => new Map(specs.map((s) => [s.name, [...s.shape]]));
+
+/** Columns of the matrix that a weight is packed as. */
+const columnsOf = ({ layout }: ParameterSpec, shape: Shape): number => (layout === 'table' ? 1 : (shape.at(-1) ?? 1));
+
+const bytesOf = (spec: ParameterSpec, format: WeightFormat, shape: Shape): number => (format === 'f32' ? 4 * numel(shape) : packedBytes(format, numel(shape), columnsOf(spec, shape)));
+
+/** Stored shapes of the fewest parts of a weight that `limit` bytes hold one by one: ranges of rows of a table, else of output channels, in multiples of 4. */
+function partShapes(spec: ParameterSpec, format: WeightFormat, limit: number, label: string): { readonly shape: Shape; readonly bytes: number }[] {
+  const whole = storedShape(spec.shape, spec.layout);
+  const bytes = bytesOf(spec, format, whole);
+  if (bytes <= limit) return [{ shape: whole, bytes }];
+  const axis = spec.layout === 'table' ? 0 : whole.length - 1;
+  const ofSize = (size: number): Shape => whole.map((d, i) => (i === axis ? size : d));
+  if (spec.layout === 'plain' || bytesOf(spec, format, ofSize(4)) > limit) {
+    throw new BruitError('limit', `${label}: '${spec.name}' [${spec.shape.join(',')}] takes ${bytes} bytes as ${format}; this device binds at most ${limit} at once, and it cannot be split that finely`);
+  }
+  let size = Math.floor(whole[axis]! / 4) * 4;
+  while (bytesOf(spec, format, ofSize(size)) > limit) size -= 4;
+  const parts: { shape: Shape; bytes: number }[] = [];
+  for (let first = 0; first < whole[axis]!; first += size) {
+    const shape = ofSize(Math.min(size, whole[axis]! - first));
+    parts.push({ shape, bytes: bytesOf(spec, format, shape) });
+  }
+  return parts;
+}
+
+/** The part of a stored weight that begins at row or output channel `first`. */
+function partOf(stored: Float32Array, { layout }: ParameterSpec, first: number, shape: Shape): Float32Array {
+  if (layout === 'table') return stored.slice(first * shape[1]!, first * shape[1]! + numel(shape));
+  const columns = shape.at(-1)!;
+  const rows = numel(shape) / columns;
+  const part = new Float32Array(rows * columns);
+  for (let r = 0, from = first; r < rows; r++, from += stored.length / rows) part.set(stored.subarray(from, from + columns), r * columns);
+  return part;
+}
+
+/** A weight in checkpoint layout from the memory of its pieces. */
+function decode({ spec, format, pieces }: Place, raw: readonly { readonly buffer: ArrayBuffer; readonly offset: number }[]): Float32Array {
+  const parts = pieces.map(({ shape, bytes }, i) => {
+    const { buffer, offset } = raw[i]!;
+    return format === 'f32' ? new Float32Array(buffer, offset, bytes / 4) : unpack(format, new Uint32Array(buffer, offset, bytes / 4), numel(shape), columnsOf(spec, shape));
+  });
+  if (parts.length === 1) return fromStored(parts[0]!, spec.shape, spec.layout);
+  const stored = new Float32Array(numel(spec.shape));
+  const width = spec.layout === 'table' ? stored.length : storedShape(spec.shape, spec.layout).at(-1)!;
+  let first = 0;
+  for (const [i, part] of parts.entries()) {
+    const columns = spec.layout === 'table' ? part.length : pieces[i]!.shape.at(-1)!;
+    for (let from = 0, to = first; from < part.length; from += columns, to += width) stored.set(part.subarray(from, from + columns), to);
+    first += columns;
+  }
+  return fromStored(stored, spec.shape, spec.layout);
+}
+
+function measure(error: { max: number; squares: number; sum: number }, data: Float32Array, stored: Float32Array): void {
+  for (let i = 0; i < data.length; i++) {
+    const d = Math.abs(stored[i]! - data[i]!);
+    error.max = Math.max(error.max, d);
+    error.squares += d * d;
+    error.sum += data[i]! * data[i]!;
   }
 }

@@ -5,7 +5,7 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
-import { Parameters, WeightStore } from '../model/parameters';
+import { Parameters, WeightStore, type WeightStorage } from '../model/parameters';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
 import { Graph, type Tensor } from '../engine/graph';
 import type { BufferView } from '../engine/program';
@@ -93,10 +93,10 @@ export class DDPMPipeline {
   ) {}
 
   /**
-   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`.
-   * Configs are checked before any weight is read.
+   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`; `weights` says how they
+   * lie in GPU memory. Configs are checked before any weight is read.
    */
-  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; weights?: WeightStorage; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
     const { component = 'unet' } = options;
     check(await folder.has('model_index.json'), 'checkpoint', () => `${folder.name}: no model_index.json; this is not a pipeline folder in diffusers' layout`);
     const index = await readJson(folder, 'model_index.json');
@@ -110,17 +110,13 @@ export class DDPMPipeline {
     const parameters = new Parameters(new Graph());
     const ctx = { graph: parameters.graph, parameters };
     unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, ...smallest(unet)]));
-    const weights = new WeightStore(engine, parameters.specs.values(), 'unet');
     const store = await openWeights(folder, component);
     try {
-      await weights.load(store, options.onProgress);
-    } catch (e) {
-      weights.destroy();
-      throw e;
+      const weights = await WeightStore.fromCheckpoint(engine, parameters.specs.values(), store, { label: 'unet', storage: options.weights ?? 'auto', onProgress: options.onProgress });
+      return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
     } finally {
       await store.close();
     }
-    return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
   }
 
   /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
