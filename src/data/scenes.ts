@@ -169,7 +169,7 @@ export function slantOf(ink: Float32Array, width: number): number {
   return square > 0 ? -both / square : 0;
 }
 
-interface Ink {
+export interface Ink {
   readonly data: Float32Array;
   readonly height: number;
   readonly width: number;
@@ -180,8 +180,8 @@ const side = 28;
 /** A digit as the caption says, cut to its ink. */
 function styled(image: Float32Array, { weight, slanted }: ScenePlan, u: number): Ink {
   let ink: Ink = { data: image, height: side, width: side };
-  if (weight === 'thick') ink = { ...ink, data: thicken(ink.data, 0.4 + 0.3 * u) };
-  if (slanted) ink = shear(ink, 0.45 + 0.25 * u - slantOf(ink.data, side));
+  if (weight === 'thick') ink = { ...ink, data: thicken(ink.data, 0.2 + 0.2 * u) };
+  if (slanted) ink = shear(ink, 0.4 + 0.2 * u - slantOf(ink.data, side));
   return cut(ink);
 }
 
@@ -195,7 +195,7 @@ function thicken(ink: Float32Array, amount: number): Float32Array {
 }
 
 /** Moves each row to the right by `amount` for every row that it is above the middle, on a canvas wide enough. */
-function shear({ data, height, width }: Ink, amount: number): Ink {
+export function shear({ data, height, width }: Ink, amount: number): Ink {
   const room = Math.ceil((Math.abs(amount) * height) / 2) + 1;
   const wide = width + 2 * room;
   const out = new Float32Array(height * wide);

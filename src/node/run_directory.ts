@@ -177,7 +177,7 @@ export async function exportCheckpoint(checkpoint: string, out: string, dtype: '
   const files = (await readdir(checkpoint, { recursive: true, withFileTypes: true })).filter((f) => f.isFile()).map((f) => path.relative(checkpoint, path.join(f.parentPath, f.name)));
   let trained = 0;
   for (const file of files) {
-    if (/(^|_ema\/)[^/]*_ema\.safetensors$|_ema\/|^optimizer\.safetensors$|^trainer_state\.json$/.test(file)) continue;
+    if (/_ema(\/|\.safetensors$)|^(optimizer\.safetensors|trainer_state\.json)$/.test(file)) continue;
     const target = path.join(out, file);
     if (!file.endsWith('.safetensors')) {
       await writeFileAtomic(target, await readFile(path.join(checkpoint, file)));
