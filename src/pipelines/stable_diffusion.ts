@@ -147,7 +147,8 @@ export class StableDiffusionPipeline {
         )
       : undefined;
     const { addition_embed_type: addition, in_channels: channels } = unet.config;
-    check(addition === null, 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
+    // "text" pools the same text, so the pipeline has all that it needs.
+    check(addition === null || addition === 'text', 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
     const latent = vae.config.latent_channels;
     check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
     return new StableDiffusionPipeline(engine, folder.name, await loadTokenizer(folder), textEncoder, unet, vae, await openScheduler(folder), controlnet);
