@@ -12,6 +12,7 @@ import { packageRoot } from '../src/node/cache';
 import { writePngFolder } from '../src/node/png_folder';
 import { Progress } from '../src/node/progress';
 import { DDPMPipeline, schedulerNames, type GenerateOptions, type GeneratedImages, type SchedulerName } from '../src/pipelines/ddpm';
+import { weightStorages, type WeightStorage } from '../src/model/weight_format';
 import { number, positiveInteger, wholeNumber } from './arguments';
 import { openEngine, print } from './engine';
 import { shard, shardPath, shardRange, type Shard } from './shard';
@@ -19,6 +20,7 @@ import { shard, shardPath, shardRange, type Shard } from './shard';
 interface Options {
   model?: string;
   component: string;
+  weights: WeightStorage;
   n?: number;
   labels?: number[];
   steps: number;
@@ -56,6 +58,7 @@ export function addSample(program: Command): void {
     .description('generate images with a diffusion model')
     .option('--model <dir|url>', "folder in diffusers' layout; the bundled digit model by default")
     .option('--component <name>', 'sub-folder of the weights (a training run has unet and unet_ema)', 'unet')
+    .addOption(new Option('--weights <format>', 'how weights lie in GPU memory: as the checkpoint has them, or in one format (int8 and int4 round)').choices(weightStorages).default('auto'))
     .option('--n <count>', 'number of images; one per label by default', positiveInteger)
     .option('--labels <list>', 'classes to draw, repeated up to --n: 3 or 0,4,7 or 0-9', labelList)
     .option('--steps <count>', 'denoising steps', positiveInteger, 50)
@@ -80,7 +83,7 @@ export function addSample(program: Command): void {
       let pipeline: DDPMPipeline | undefined;
       try {
         const model = options.model ?? bundledModel();
-        pipeline = await DDPMPipeline.fromFolder(engine, /^https?:\/\//.test(model) ? urlFolder(model) : directory(model), { component: options.component });
+        pipeline = await DDPMPipeline.fromFolder(engine, /^https?:\/\//.test(model) ? urlFolder(model) : directory(model), { component: options.component, weights: options.weights });
         const result = await sampleWithProgress(pipeline, options, range);
         await writeImages(options.out, result, { ...parameters(options, model), ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
         print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name }), () => `${result.shape[0]} images in ${options.out}`);

@@ -6,12 +6,29 @@ import { minifyShaders } from './minify_wgsl.mjs';
 const gradientConstants = { GRADIENT: false };
 const gradientParameters = new Set(['backward', 'gradient']);
 /** What ops and rows of the pointwise table declare for gradients, tests and documentation. */
-const unused = new Set(['doc', 'grad', 'reference', 'derivative', 'domain', 'arity', 'integerInputs']);
+const unused = new Set(['weightInput', 'overParts', 'doc', 'grad', 'reference', 'derivative', 'domain', 'arity', 'integerInputs']);
 /** Schedulers that no diffusers pipeline of an unconditional U-Net names. */
 const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepScheduler', 'UnCLIPScheduler']);
 
 /** Kernels for software adapters whose subgroups have 4 or 8 lanes; `direct` ones serve there too. */
 const otherKernels = new Set(['broadcast', 'subgroup']);
+
+/** What stands for modules that only packed weights need, or weights longer than a binding. */
+const substitutes = {
+  'src/engine/stored.ts': 'export const readStored = (graph) => graph.nodes;',
+  'src/engine/ops/weight_operand.ts': `
+    import { vectorType } from '../pointwise_codegen';
+    export const weightOperand = ({ dtype, even, transposed }) => ({ prologue: { W: vectorType(dtype, even ? 4 : 1), W4: vectorType(dtype, 4), W_WIDE: even }, includes: transposed && { 'lib/weights.wgsl': 'lib/weights_transposed.wgsl' } });`,
+  'src/io/packed.ts': 'export const pack = () => {}, packedBytes = pack, unpack = pack;',
+  'src/model/weight_error.ts': 'export const weightError = () => {}, storageReport = weightError;',
+  'src/model/weight_format.ts': `
+    import { BruitError } from '../engine/errors';
+    export function weightFormat(_, wanted) {
+      if (wanted !== 'auto' && wanted !== 'f32') throw new BruitError('input', \`weights as \${wanted} take the whole of bruit: bruit/sampling has them as f32\`);
+      return 'f32';
+    }`,
+  'src/model/weight_parts.ts': 'export const partShapes = () => [], partOf = (stored) => stored, joinParts = ([part]) => part;',
+};
 
 /** In place of fastest-levenshtein, whose speed one error message does not need. */
 const editDistance = `
@@ -62,7 +79,8 @@ export function samplingOnly(root) {
       build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
       build.onLoad({ filter: /[\\/]k_blocks\.ts$/ }, () => ({ contents: noKBlocks, loader: 'js' }));
       // Snippets that only gradients include.
-      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
+      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|weights_half|weights_blocks|unpack_|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
+      for (const [path, contents] of Object.entries(substitutes)) build.onLoad({ filter: new RegExp(`[\\\\/]${path.replaceAll('/', '[\\\\/]').replace('.', '\\.')}$`) }, () => ({ contents, loader: 'ts' }));
       build.onLoad({ filter: /[\\/]src[\\/](engine|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
       build.onEnd(async ({ outputFiles = [] }) => {
         for (const file of outputFiles) {

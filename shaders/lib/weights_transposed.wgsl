@@ -1,23 +1,6 @@
 // The second operand of a product as plain elements, stored transposed: see lib/weights.wgsl. Stored row n of the matrix holds its column n, and
 // is reduction() long.
-// prologue
-alias W = vec4<f32>;
-alias W4 = vec4<f32>;
-const W_WIDE = true; // rows are divisible by 4, and W is a vec4
-// end prologue
-
-@group(0) @binding(2) var<storage, read> w: array<W>;
-
-fn weight(i: u32) -> f32 {
-  return vec4<f32>(W4(w[i])).x;
-}
-
-fn table(i: u32) -> vec4<f32> {
-  if (W_WIDE) {
-    return vec4<f32>(W4(w[i / 4u]));
-  }
-  return vec4<f32>(weight(i), weight(i + 1u), weight(i + 2u), weight(i + 3u));
-}
+// include lib/elements.wgsl
 
 // W[k][n..n+4]; W is a scalar.
 fn weights(first: u32, k: u32, n: u32) -> vec4<f32> {

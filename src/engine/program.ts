@@ -252,17 +252,17 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       pipeline: ready[i]!,
       bindGroup: device.createBindGroup({ label, layout: ready[i]!.getBindGroupLayout(0), entries }),
       workgroups: [Math.ceil(spec.workgroups / y), y],
-      cost: spec.cost ?? nodeCost(node),
+      cost: spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t)),
     };
   });
 }
 
 /** Flops of the op (and its epilogue), and the bytes of all operands and results once. */
-export function nodeCost(node: PlannedNode): Cost {
+export function nodeCost(node: PlannedNode, stored: (t: Tensor) => number): Cost {
   const fused = node.epilogue ? numel(node.outputs[0]!.shape) * node.epilogue.program.steps.reduce((n, s) => n + s.row.flops, 0) : 0;
   return {
     flops: node.op.flops(node.inputs, node.outputs, node.attrs as never) + fused,
-    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + t.bytes, 0),
+    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + stored(t), 0),
   };
 }
 

@@ -5,7 +5,7 @@
  * happens once, on the host, at load and save. The weights of products and tables of embeddings may be packed (src/io/packed.ts); norms, biases and
  * whatever else is small are f32.
  */
-import type { Packed, PackedFormat } from '../engine/buffer_view';
+import type { Packed } from '../engine/buffer_view';
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import type { Graph, Tensor } from '../engine/graph';
@@ -13,49 +13,14 @@ import { tensorUsage, type BufferView } from '../engine/program';
 import { normals, RngStream, uniforms } from '../engine/rng';
 import { numel, type Shape } from '../engine/shape';
 import { matchCheckpoint, type MatchOptions } from '../io/checkpoint';
-import { isQuantised, pack, packedBytes, unpack } from '../io/packed';
-import type { SafetensorsDtype, TensorStore } from '../io/safetensors';
+import { pack, packedBytes, unpack } from '../io/packed';
+import type { TensorStore } from '../io/safetensors';
+import { storageReport, weightError, type StorageReport, type WeightError } from './weight_error';
+import { weightFormat, type WeightFormat, type WeightStorage } from './weight_format';
+import { joinParts, partOf, partShapes } from './weight_parts';
 
 /** `conv` [K,C,R,S] is stored as [R,S,C,K], `linear` [out,in] as [in,out], `table` [rows,width] (embeddings, looked up by row) and `plain` as they are. */
 export type WeightLayout = 'conv' | 'linear' | 'table' | 'plain';
-
-/** How a weight lies in GPU memory: `f32`, or packed in a format of src/io/packed.ts. */
-export type WeightFormat = 'f32' | PackedFormat;
-
-/** What is wanted of all weights: one format, or `auto` for what the checkpoint itself has (F16 as f16, BF16 as bf16, all else as f32). */
-export type WeightStorage = 'auto' | WeightFormat;
-export const weightStorages = ['auto', 'f32', 'f16', 'bf16', 'int8', 'int4'] as const satisfies readonly WeightStorage[];
-
-/**
- * The format of one weight. What no product or table reads stays f32, and so does a weight whose channels do not divide by 4 where int8 or int4 is
- * wanted (or it stays what the checkpoint has).
- * @param inFile Type in the checkpoint, if it comes from one.
- */
-export function weightFormat({ shape, layout }: Pick<ParameterSpec, 'shape' | 'layout'>, wanted: WeightStorage, inFile?: SafetensorsDtype): WeightFormat {
-  if (layout === 'plain') return 'f32';
-  const divisible = (layout === 'table' ? shape.slice(1) : shape.slice(0, 2)).every((d) => d % 4 === 0);
-  if (wanted !== 'auto' && (divisible || wanted === 'f32' || !isQuantised(wanted))) return wanted;
-  return inFile === 'F16' ? 'f16' : inFile === 'BF16' ? 'bf16' : 'f32';
-}
-
-/** Bytes of a weight in GPU memory, padding excluded. */
-export const weightBytes = ({ shape, layout }: Pick<ParameterSpec, 'shape' | 'layout'>, format: WeightFormat): number =>
-  format === 'f32' ? 4 * numel(shape) : packedBytes(format, numel(shape), layout === 'table' ? 1 : shape[0]!);
-
-/** What storing weights in other formats than the checkpoint's costs, for all weights of one kind and format. */
-export interface StorageReport {
-  readonly layout: WeightLayout;
-  readonly format: WeightFormat;
-  readonly tensors: number;
-  readonly weights: number;
-  /** In GPU memory. */
-  readonly bytes: number;
-  /** Of the difference to the checkpoint's numbers: largest magnitude, and root mean square. */
-  readonly maxError: number;
-  readonly rmsError: number;
-  /** Root mean square of the checkpoint's numbers, to compare them with. */
-  readonly rms: number;
-}
 
 /** PyTorch's default initialisation: `fan_in` is U(±1/√fanIn). */
 export type Init = { readonly kind: 'fan_in'; readonly fanIn: number } | { readonly kind: 'constant'; readonly value: number } | { readonly kind: 'normal'; readonly std: number };
@@ -137,7 +102,8 @@ interface Place {
   readonly format: WeightFormat;
   /** One, or the parts of a weight that no binding holds whole: ranges of output channels, of a table's rows. */
   readonly pieces: readonly Piece[];
-  error?: { max: number; squares: number; sum: number };
+  /** Of its pieces, where they were rounded. */
+  errors: WeightError[];
 }
 
 export interface LoadOptions extends MatchOptions {
@@ -168,7 +134,7 @@ export class WeightStore {
     format: (spec: ParameterSpec) => WeightFormat = () => 'f32',
   ) {
     const { maxStorageBufferBindingSize, maxBufferSize, minStorageBufferOffsetAlignment } = engine.profile.limits;
-    const limit = Math.min(maxStorageBufferBindingSize, maxBufferSize);
+    const limit = Math.floor(Math.min(maxStorageBufferBindingSize, maxBufferSize) / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
     const sizes: number[] = [];
     const place = (shape: Shape, bytes: number): Piece => {
       const taken = Math.ceil(bytes / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
@@ -180,7 +146,12 @@ export class WeightStore {
     };
     for (const spec of specs) {
       const own = format(spec);
-      this.places.set(spec.name, { spec, format: own, pieces: partShapes(spec, own, limit - (limit % minStorageBufferOffsetAlignment), label).map(({ shape, bytes }) => place(shape, bytes)) });
+      const table = spec.layout === 'table';
+      const whole = storedShape(spec.shape, spec.layout);
+      const bytesOf = (shape: Shape) => (own === 'f32' ? 4 * numel(shape) : packedBytes(own, numel(shape), columnsOf(table, shape)));
+      const shapes = bytesOf(whole) <= limit ? [whole] : spec.layout === 'plain' ? [] : partShapes(whole, table, bytesOf, limit);
+      if (shapes.length === 0) throw new BruitError('limit', `${label}: '${spec.name}' takes ${bytesOf(whole)} bytes as ${own}; this device binds at most ${limit} at once, and it cannot be split so finely`);
+      this.places.set(spec.name, { spec, format: own, errors: [], pieces: shapes.map((shape) => place(shape, bytesOf(shape))) });
     }
     this.slabs = sizes.map((bytes, i) => ({ buffer: engine.createBuffer(`${label}.${i}`, bytes, tensorUsage), bytes }));
   }
@@ -246,16 +217,16 @@ export class WeightStore {
       if (beyond !== undefined) throw new BruitError('checkpoint', `${this.label}: '${name}' holds ${beyond}, and f16 ends at 65504: store the weights as bf16 or f32`);
     }
     const stored = toStored(data, spec.shape, spec.layout);
-    const error = (place.error = { max: 0, squares: 0, sum: 0 });
+    const table = spec.layout === 'table';
     let first = 0;
-    for (const { shape, slab, offset } of pieces) {
-      const part = pieces.length === 1 ? stored : partOf(stored, spec, first, shape);
-      first += spec.layout === 'table' ? shape[0]! : shape.at(-1)!;
-      const columns = columnsOf(spec, shape);
+    place.errors = pieces.flatMap(({ shape, slab, offset }) => {
+      const part = pieces.length === 1 ? stored : partOf(stored, table, first, shape);
+      first += table ? shape[0]! : shape.at(-1)!;
+      const columns = columnsOf(table, shape);
       const words = format === 'f32' ? part : pack(format, part, columns);
-      if (measured && format !== 'f32') measure(error, part, unpack(format, words as Uint32Array, part.length, columns));
       this.engine.device.queue.writeBuffer(this.slabs[slab]!.buffer, offset, words as Float32Array<ArrayBuffer>);
-    }
+      return measured && format !== 'f32' ? [weightError(part, unpack(format, words as Uint32Array, part.length, columns))] : [];
+    });
   }
 
   /** One tensor, in checkpoint layout: the numbers that kernels compute with. */
@@ -285,27 +256,9 @@ export class WeightStore {
     }
   }
 
-  /** Memory by kind of weight and format, and the error of those that were loaded into another format than the checkpoint's. */
+  /** Memory by kind of weight and format, with the error of those that {@link fromCheckpoint} or {@link load} rounded. */
   storageReport(): StorageReport[] {
-    const groups = new Map<string, Place[]>();
-    for (const p of this.places.values()) {
-      const key = `${p.spec.layout} ${p.format}`;
-      groups.set(key, [...(groups.get(key) ?? []), p]);
-    }
-    return [...groups.values()].map((places) => {
-      const weights = places.reduce((n, p) => n + numel(p.spec.shape), 0);
-      const total = (of: (error: NonNullable<Place['error']>) => number) => places.reduce((n, p) => n + (p.error ? of(p.error) : 0), 0);
-      return {
-        layout: places[0]!.spec.layout,
-        format: places[0]!.format,
-        tensors: places.length,
-        weights,
-        bytes: places.reduce((n, p) => n + p.pieces.reduce((m, { bytes }) => m + bytes, 0), 0),
-        maxError: Math.max(...places.map((p) => p.error?.max ?? 0)),
-        rmsError: Math.sqrt(total((e) => e.squares) / weights),
-        rms: Math.sqrt(total((e) => e.sum) / weights),
-      };
-    });
+    return storageReport([...this.places.values()].map(({ spec, format, pieces, errors }) => ({ layout: spec.layout, format, weights: numel(spec.shape), bytes: pieces.reduce((n, { bytes }) => n + bytes, 0), errors })));
   }
 
   /** PyTorch's default initialisation, from Philox keyed by (seed, index of the tensor). */
@@ -335,64 +288,16 @@ export class WeightStore {
 
 const shapesOf = (specs: readonly ParameterSpec[]): Map<string, number[]> => new Map(specs.map((s) => [s.name, [...s.shape]]));
 
-/** Columns of the matrix that a weight is packed as. */
-const columnsOf = ({ layout }: ParameterSpec, shape: Shape): number => (layout === 'table' ? 1 : (shape.at(-1) ?? 1));
-
-const bytesOf = (spec: ParameterSpec, format: WeightFormat, shape: Shape): number => (format === 'f32' ? 4 * numel(shape) : packedBytes(format, numel(shape), columnsOf(spec, shape)));
-
-/** Stored shapes of the fewest parts of a weight that `limit` bytes hold one by one: ranges of rows of a table, else of output channels, in multiples of 4. */
-function partShapes(spec: ParameterSpec, format: WeightFormat, limit: number, label: string): { readonly shape: Shape; readonly bytes: number }[] {
-  const whole = storedShape(spec.shape, spec.layout);
-  const bytes = bytesOf(spec, format, whole);
-  if (bytes <= limit) return [{ shape: whole, bytes }];
-  const axis = spec.layout === 'table' ? 0 : whole.length - 1;
-  const ofSize = (size: number): Shape => whole.map((d, i) => (i === axis ? size : d));
-  if (spec.layout === 'plain' || bytesOf(spec, format, ofSize(4)) > limit) {
-    throw new BruitError('limit', `${label}: '${spec.name}' [${spec.shape.join(',')}] takes ${bytes} bytes as ${format}; this device binds at most ${limit} at once, and it cannot be split that finely`);
-  }
-  let size = Math.floor(whole[axis]! / 4) * 4;
-  while (bytesOf(spec, format, ofSize(size)) > limit) size -= 4;
-  const parts: { shape: Shape; bytes: number }[] = [];
-  for (let first = 0; first < whole[axis]!; first += size) {
-    const shape = ofSize(Math.min(size, whole[axis]! - first));
-    parts.push({ shape, bytes: bytesOf(spec, format, shape) });
-  }
-  return parts;
-}
-
-/** The part of a stored weight that begins at row or output channel `first`. */
-function partOf(stored: Float32Array, { layout }: ParameterSpec, first: number, shape: Shape): Float32Array {
-  if (layout === 'table') return stored.slice(first * shape[1]!, first * shape[1]! + numel(shape));
-  const columns = shape.at(-1)!;
-  const rows = numel(shape) / columns;
-  const part = new Float32Array(rows * columns);
-  for (let r = 0, from = first; r < rows; r++, from += stored.length / rows) part.set(stored.subarray(from, from + columns), r * columns);
-  return part;
-}
+/** Columns of the matrix that a weight of this stored shape is packed as. */
+const columnsOf = (table: boolean, shape: Shape): number => (table ? 1 : (shape.at(-1) ?? 1));
 
 /** A weight in checkpoint layout from the memory of its pieces. */
 function decode({ spec, format, pieces }: Place, raw: readonly { readonly buffer: ArrayBuffer; readonly offset: number }[]): Float32Array {
+  const table = spec.layout === 'table';
   const parts = pieces.map(({ shape, bytes }, i) => {
     const { buffer, offset } = raw[i]!;
-    return format === 'f32' ? new Float32Array(buffer, offset, bytes / 4) : unpack(format, new Uint32Array(buffer, offset, bytes / 4), numel(shape), columnsOf(spec, shape));
+    return format === 'f32' ? new Float32Array(buffer, offset, bytes / 4) : unpack(format, new Uint32Array(buffer, offset, bytes / 4), numel(shape), columnsOf(table, shape));
   });
-  if (parts.length === 1) return fromStored(parts[0]!, spec.shape, spec.layout);
-  const stored = new Float32Array(numel(spec.shape));
-  const width = spec.layout === 'table' ? stored.length : storedShape(spec.shape, spec.layout).at(-1)!;
-  let first = 0;
-  for (const [i, part] of parts.entries()) {
-    const columns = spec.layout === 'table' ? part.length : pieces[i]!.shape.at(-1)!;
-    for (let from = 0, to = first; from < part.length; from += columns, to += width) stored.set(part.subarray(from, from + columns), to);
-    first += columns;
-  }
+  const stored = parts.length === 1 ? parts[0]! : joinParts(parts, table, pieces.map(({ shape }) => shape), storedShape(spec.shape, spec.layout));
   return fromStored(stored, spec.shape, spec.layout);
-}
-
-function measure(error: { max: number; squares: number; sum: number }, data: Float32Array, stored: Float32Array): void {
-  for (let i = 0; i < data.length; i++) {
-    const d = Math.abs(stored[i]! - data[i]!);
-    error.max = Math.max(error.max, d);
-    error.squares += d * d;
-    error.sum += data[i]! * data[i]!;
-  }
 }

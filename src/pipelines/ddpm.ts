@@ -5,7 +5,8 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
-import { Parameters, WeightStore, type WeightStorage } from '../model/parameters';
+import { Parameters, WeightStore } from '../model/parameters';
+import type { WeightStorage } from '../model/weight_format';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
 import { Graph, type Tensor } from '../engine/graph';
 import type { BufferView } from '../engine/program';

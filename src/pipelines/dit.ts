@@ -7,7 +7,7 @@ import { decodeLatent, latentFactor, unscaleLatent, type AutoencoderKLConfig } f
 import type { ModelContext } from '../model/layers';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
-import { checkPipelineClass, Component, openScheduler } from './component';
+import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
 import { latentDecoder } from './declarations';
 import { Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
@@ -32,17 +32,17 @@ export class DiTPipeline {
   ) {}
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<DiTPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<DiTPipeline> {
     await checkPipelineClass(folder, 'DiTPipeline');
     const transformer = await Component.open(engine, folder, {
       name: 'transformer',
       weights: 'diffusion_pytorch_model',
       parse: parseTransformer2DConfig,
       declare: (ctx, config) => void transformer2d(ctx, config, transformer2dInputs(ctx, config, [1, config.sample_size!, config.sample_size!])),
-    });
+    }, loading);
     const { patch_size: patch, num_embeds_ada_norm: classes } = transformer.config;
     check(patch !== null && classes !== null, 'config', () => `${folder.name}/transformer/config.json: DiTPipeline needs a model over patches with classes (patch_size, num_embeds_ada_norm)`);
-    return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder), await openScheduler(folder));
+    return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder, loading), await openScheduler(folder));
   }
 
   async generate(call: DiTCall): Promise<PipelineImages> {

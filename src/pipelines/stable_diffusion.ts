@@ -23,7 +23,7 @@ import { conditionInputs, unet2dCondition, type ControlResiduals, type UNet2DCon
 import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { Component, openScheduler, pipelineClass, repeatRows, textValues, type LoadedLora, type TextValues } from './component';
+import { Component, openScheduler, pipelineClass, repeatRows, textValues, type LoadedLora, type LoadingOptions, type TextValues } from './component';
 import { autoencoder, clipTextEncoder, conditionUNet } from './declarations';
 
 /** Images [N,C,H,W] with numbers in [0,1]. */
@@ -102,10 +102,7 @@ interface Start {
   readonly noise: Float32Array | undefined;
 }
 
-export interface StableDiffusionPipelineOptions {
-  /** Keep weights in GPU memory between calls: faster, and the sum of the components at once. */
-  readonly keep?: boolean;
-}
+export type StableDiffusionPipelineOptions = LoadingOptions;
 
 const list = (text: string | readonly string[]): readonly string[] => (typeof text === 'string' ? [text] : text);
 
@@ -124,12 +121,12 @@ export class StableDiffusionPipeline {
   ) {}
 
   /** Opens a folder; a sub-folder `controlnet` is used where there is one. All configs are checked here, weights are read when they are used. */
-  static async fromFolder(engine: Engine, folder: ModelFolder, { keep = false }: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
     const kind = await pipelineClass(folder);
     if (!/^StableDiffusion(Img2Img|Inpaint|ControlNet\w*)?Pipeline$/.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
-    const textEncoder = await Component.open(engine, folder, clipTextEncoder(), keep);
-    const unet = await Component.open(engine, folder, conditionUNet('unet'), keep);
-    const vae = await Component.open(engine, folder, autoencoder, keep);
+    const textEncoder = await Component.open(engine, folder, clipTextEncoder(), loading);
+    const unet = await Component.open(engine, folder, conditionUNet('unet'), loading);
+    const vae = await Component.open(engine, folder, autoencoder, loading);
     const controlnet = (await folder.has('controlnet/config.json'))
       ? await Component.open(
           engine,
@@ -143,7 +140,7 @@ export class StableDiffusionPipeline {
               controlNet(ctx, config, controlNetInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
             },
           },
-          keep,
+          loading,
         )
       : undefined;
     const { addition_embed_type: addition, in_channels: channels } = unet.config;

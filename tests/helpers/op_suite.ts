@@ -7,6 +7,7 @@ import type { Engine } from '../../src/engine/device';
 import { gradients } from '../../src/engine/autodiff';
 import { Graph, type Tensor } from '../../src/engine/graph';
 import type { InputFill, OpCase, OpTests, RefTensor } from '../../src/engine/op';
+import { packInto } from '../../src/engine/ops/packed';
 import { add, mul } from '../../src/engine/ops/pointwise';
 import { total } from '../../src/engine/ops/sum';
 import { compile, type Program } from '../../src/engine/program';
@@ -222,6 +223,46 @@ export async function checkPacked(engine: Engine, suite: OpTests<never>, c: OpCa
     program.destroy();
   } finally {
     engine.destroyBuffer(buffer);
+  }
+}
+
+/** Packed numbers read by an op without kernels for them, and packed again on the GPU, in every format and shape of packing. */
+export function packingChecks(): OpCheck[] {
+  const kinds = { matrix: [71, 12], table: [5, 44], 'odd matrix': [9, 5] } as const;
+  return (['f16', 'bf16', 'int8', 'int4'] as const).flatMap((format) =>
+    (Object.keys(kinds) as (keyof typeof kinds)[]).filter((kind) => kind !== 'odd matrix' || !isQuantised(format)).map((kind) => ({
+      name: `packed weights · ${format} · ${kind} unpacked and packed again`,
+      run: (engine: Engine) => checkPacking(engine, format, kinds[kind], kind === 'table'),
+    })),
+  );
+}
+
+async function checkPacking(engine: Engine, format: PackedFormat, shape: readonly [number, number], table: boolean): Promise<void> {
+  const n = numel(shape);
+  const columns = table ? 1 : shape[1];
+  const words = pack(format, Float32Array.from(fill(n, 'normal', random(7))), columns);
+  const expected = unpack(format, words, n, columns);
+  const buffers = [words, new Uint32Array(words.length)].map((data) => {
+    const buffer = engine.createBuffer('packed', Math.ceil(words.byteLength / 16) * 16, tensorUsage);
+    engine.device.queue.writeBuffer(buffer, 0, data);
+    return buffer;
+  });
+  const graph = new Graph();
+  const w = graph.parameter('w', shape);
+  const copy = graph.parameter('copy', shape);
+  const x = graph.input('x', shape);
+  const y = add(w, x);
+  packInto(copy, y, table);
+  try {
+    const packed = { format, bytes: words.byteLength, table };
+    const program = await compile(engine, graph, { outputs: [y], bindings: new Map([w, copy].map((t, i) => [t, { buffer: buffers[i]!, offset: 0, packed }])), poison: true });
+    program.write(x, new Float32Array(n));
+    program.run();
+    assertClose(`${format} unpacked`, await program.read(y), expected, 0);
+    assertClose(`${format} packed again`, unpack(format, new Uint32Array(await engine.readBuffer({ buffer: buffers[1]!, offset: 0 }, words.byteLength)), n, columns), expected, 1e-6);
+    program.destroy();
+  } finally {
+    for (const buffer of buffers) engine.destroyBuffer(buffer);
   }
 }
 
