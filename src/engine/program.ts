@@ -107,6 +107,11 @@ class ProgramMemory {
     return this.planned.plan;
   }
 
+  /** What {@link allocate} will take: shared memory of values, and leaves that are not the caller's. */
+  get bytes(): number {
+    return this.planned.leaves.reduce((n, t) => n + (this.bindings.has(t) ? 0 : padded(t.bytes)), this.plan.plannedBytes);
+  }
+
   async allocate(poison: boolean): Promise<void> {
     const { device, profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
@@ -293,6 +298,11 @@ export class Program {
   /** Planned, naive and unavoidable bytes of activations. */
   get plan(): MemoryPlan {
     return this.memory.plan;
+  }
+
+  /** GPU memory of the program's own, as planned: values, and leaves without `bindings`. Parameters of kernels, a few bytes each, are not in it. */
+  get bytes(): number {
+    return this.memory.bytes;
   }
 
   /** Writes an input or state before the next run. `data` fills the tensor; f16 tensors take f16 bits as Uint16Array. */
