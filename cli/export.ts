@@ -5,7 +5,7 @@ import type { Command } from 'commander';
 import { BruitError } from '../src/engine/errors';
 import { writeFileAtomic } from '../src/node/files';
 import { readMetrics } from '../src/node/plot';
-import { exportCheckpoint } from '../src/node/run_directory';
+import { exportCheckpoint, readTrainerState } from '../src/node/run_directory';
 import { number } from './arguments';
 import { print } from './engine';
 
@@ -36,7 +36,7 @@ export function addExport(program: Command): void {
       if (!existsSync(recipeFile)) throw new BruitError('input', `${checkpoint}: there is no recipe.json beside it, so it is not a checkpoint of a training run`);
       const recipeText = await readFile(recipeFile, 'utf8');
       const recipe = JSON.parse(recipeText) as { train?: { batch_size?: number; gradient_accumulation?: number; seed?: number } };
-      const { step } = JSON.parse(await readFile(path.join(checkpoint, 'trainer_state.json'), 'utf8')) as { step: number };
+      const { step } = await readTrainerState(checkpoint);
       const metrics = (await readMetrics(path.join(run, 'metrics.jsonl'))).filter((m) => m.step < step);
       const adapter = await readFile(path.join(run, 'run.json'), 'utf8').then((t) => (JSON.parse(t) as { adapter?: string }).adapter, () => undefined);
       const weights = await exportCheckpoint(checkpoint, out, options.half ? 'F16' : 'F32');

@@ -142,15 +142,19 @@ function modelIndex(config: TrainConfig): object {
   };
 }
 
-/** Reads what {@link saveCheckpoint} wrote for a recipe. */
-export async function loadCheckpoint(dir: string, config: TrainConfig): Promise<{ state: TrainerState; tensors: TrainerTensors }> {
+/** Where a checkpoint's run stood. */
+export async function readTrainerState(dir: string): Promise<TrainerState> {
   const file = path.join(dir, 'trainer_state.json');
-  let state: TrainerState;
   try {
-    state = JSON.parse(await readFile(file, 'utf8')) as TrainerState;
+    return JSON.parse(await readFile(file, 'utf8')) as TrainerState;
   } catch (e) {
     throw new BruitError('checkpoint', `${file} cannot be read (${(e as Error).message}): this is not a training checkpoint`, { cause: e });
   }
+}
+
+/** Reads what {@link saveCheckpoint} wrote for a recipe. */
+export async function loadCheckpoint(dir: string, config: TrainConfig): Promise<{ state: TrainerState; tensors: TrainerTensors }> {
+  const state = await readTrainerState(dir);
   const read = async (name: string, rename: (inFile: string) => string | undefined): Promise<NamedTensor[]> => {
     const store = await openTensorFile(path.join(dir, name));
     try {
