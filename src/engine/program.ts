@@ -334,17 +334,26 @@ export class Program {
     for (let k = 0; k < times; k++) {
       for (const steps of this.submissions) {
         const encoder = device.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        let pipeline: GPUComputePipeline | undefined;
-        for (const step of steps) {
-          if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
-          pass.setBindGroup(0, step.bindGroup);
-          pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
-        }
-        pass.end();
+        this.encode(encoder, steps);
         device.queue.submit([encoder.finish()]);
       }
     }
+  }
+
+  /**
+   * Records one replay into the caller's command encoder, as one compute pass; it runs when the caller submits. {@link run} cuts long programs into
+   * several submissions, here that is the caller's to do: `steps` may be any part of {@link Program.steps}, in order.
+   */
+  encode(encoder: GPUCommandEncoder, steps: readonly Step[] = this.steps): void {
+    this.assertUsable();
+    const pass = encoder.beginComputePass();
+    let pipeline: GPUComputePipeline | undefined;
+    for (const step of steps) {
+      if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
+      pass.setBindGroup(0, step.bindGroup);
+      pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
+    }
+    pass.end();
   }
 
   /** Resolves when everything submitted so far has run; rejects if the device was lost. */

@@ -120,9 +120,16 @@ export class DDPMPipeline {
     }
   }
 
-  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
-  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
-    const { steps = 50, seed = 0, sampleOffset = 0 } = o;
+  /**
+   * The sampler of the first batch that these options ask for, compiled and not run: to record its steps into one's own command encoder, or to use the
+   * sample where it lies on the GPU. It is the caller's to destroy, before the pipeline, whose weights it reads.
+   */
+  async createSampler(o: GenerateOptions = {}): Promise<GpuSampler> {
+    return (await this.prepare(o)).sampler;
+  }
+
+  private async prepare(o: GenerateOptions) {
+    const { steps = 50, seed = 0 } = o;
     const { unet } = this;
     const count = o.count ?? o.labels?.length ?? 1;
     check(Number.isInteger(count) && count >= 1, 'input', () => `count ${count} must be a whole number of at least 1`);
@@ -151,19 +158,26 @@ export class DDPMPipeline {
       shape,
       ...samplerModel(unet, (parameters) => this.weights.bindings(parameters)),
       seed,
-      ...(labels && { labels: batchLabels(0)! }),
+      sampleOffset: (o.sampleOffset ?? 0) + from,
+      ...(labels && { labels: batchLabels(from)! }),
       ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
       preview: o.onPreview !== undefined,
       ...drawNoise(o.generator, program, shape),
       record: o.onRecord !== undefined,
     });
+    return { sampler, program, shape, from, to, labels, batch, batchLabels };
+  }
+
+  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
+  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
+    const { sampler, program, shape, from, to, labels, batch, batchLabels } = await this.prepare(o);
     try {
       const per = shape[1] * shape[2] * shape[3];
       const images = new Float32Array((to - from) * per);
       const evaluations = program.steps.length * Math.ceil((to - from) / batch);
       o.onProgress?.(0, evaluations);
       for (let first = from; first < to; first += batch) {
-        sampler.set({ sampleOffset: sampleOffset + first, ...(labels && { labels: batchLabels(first)! }) });
+        sampler.set({ sampleOffset: (o.sampleOffset ?? 0) + first, ...(labels && { labels: batchLabels(first)! }) });
         const before = ((first - from) / batch) * program.steps.length;
         await sampler.run({
           ...(o.signal && { signal: o.signal }),
