@@ -15,6 +15,7 @@ import { DDPMPipeline, schedulerNames, type GenerateOptions, type GeneratedImage
 import { weightStorages, type WeightStorage } from '../src/model/weight_format';
 import { number, positiveInteger, wholeNumber } from './arguments';
 import { openEngine, print } from './engine';
+import { showStorage } from './format';
 import { shard, shardPath, shardRange, type Shard } from './shard';
 
 interface Options {
@@ -86,7 +87,8 @@ export function addSample(program: Command): void {
         pipeline = await DDPMPipeline.fromFolder(engine, /^https?:\/\//.test(model) ? urlFolder(model) : directory(model), { component: options.component, weights: options.weights });
         const result = await sampleWithProgress(pipeline, options, range);
         await writeImages(options.out, result, { ...parameters(options, model), ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
-        print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name }), () => `${result.shape[0]} images in ${options.out}`);
+        const storage = pipeline.weights.storageReport();
+        print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name, weights: storage }), () => `${options.weights === 'auto' ? '' : `${showStorage(storage)}\n`}${result.shape[0]} images in ${options.out}`);
       } finally {
         pipeline?.destroy();
         engine.destroy();
