@@ -42,4 +42,5 @@ export { IFPipeline, IFSuperResolutionPipeline, type IFCall, type IFSuperResolut
 export { UnCLIPImageVariationPipeline, UnCLIPPipeline, type UnCLIPCall, type UnCLIPImageVariationCall } from './pipelines/unclip';
 export type { PipelineCall, PipelineImages } from './pipelines/stage';
 export { DDPMPipeline, type GenerateOptions, type GeneratedImages } from './pipelines/ddpm';
+export { StableDiffusionXLPipeline, type StableDiffusionXLOptions } from './pipelines/stable_diffusion_xl';
 export { StableDiffusionPipeline, type ImageBatch, type StableDiffusionOptions } from './pipelines/stable_diffusion';
