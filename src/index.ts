@@ -13,6 +13,7 @@ export * as ops from './engine/ops';
 export { Parameters, WeightStore, type NamedTensor, type ParameterSpec } from './model/parameters';
 export { autoencoderHalf, decodeLatent, encodeImage, parseAutoencoderKLConfig, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig, type LatentDistribution } from './model/autoencoder_kl';
 export { decodeLatentTiny, encodeImageTiny, parseAutoencoderTinyConfig, type AutoencoderTinyConfig } from './model/autoencoder_tiny';
+export { decodeQuantized, parseVQModelConfig, type VQModelConfig } from './model/vq_model';
 export { decodeTiled, type TiledDecodeOptions, type TiledImage } from './model/tiled_decode';
 export { clipText, clipVision, parseCLIPTextConfig, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPTextInputs, type CLIPTextOutputs, type CLIPVisionConfig, type CLIPVisionOutputs } from './model/clip';
 export { parseT5Config, t5Encoder, type T5Config, type T5Inputs, type T5Outputs } from './model/t5';
@@ -37,6 +38,7 @@ export { openSafetensors, openSharded, writeSafetensors, type TensorStore } from
 export { blobSource, bytesSource, urlSource, type ByteSource } from './io/source';
 export { urlFolder, type ModelFolder } from './io/folder';
 export { encodePng, imageGrid } from './io/png';
+export { LDMPipeline, type LDMCall } from './pipelines/ldm';
 export { DiTPipeline, type DiTCall } from './pipelines/dit';
 export { IFPipeline, IFSuperResolutionPipeline, type IFCall, type IFSuperResolutionCall, type PromptEmbeds } from './pipelines/deepfloyd_if';
 export { UnCLIPImageVariationPipeline, UnCLIPPipeline, type UnCLIPCall, type UnCLIPImageVariationCall } from './pipelines/unclip';

@@ -2,11 +2,12 @@
 import type { Engine } from '../engine/device';
 import { check } from '../engine/errors';
 import type { ModelFolder } from '../io/folder';
-import { decodeLatent, latentFactor, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { latentFactor, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { checkPipelineClass, Component, openScheduler } from './component';
-import { latentDecoder } from './declarations';
+import { latentDecoder, latentDecoderOf } from './declarations';
+import type { LatentDecoder } from './preview';
 import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 export interface DiTCall extends PipelineCall {
@@ -43,6 +44,11 @@ export class DiTPipeline {
     return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder), await openScheduler(folder));
   }
 
+  /** The autoencoder's decoder by itself. */
+  get latentDecoder(): LatentDecoder {
+    return latentDecoderOf(this.vae);
+  }
+
   async generate(call: DiTCall): Promise<PipelineImages> {
     const { class_labels, guidance_scale: guidanceScale = 4, num_inference_steps: numInferenceSteps = 50, onRecord } = call;
     const { engine, transformer, vae } = this;
@@ -69,7 +75,7 @@ export class DiTPipeline {
       }),
     );
     const side = size * latentFactor(vae.config);
-    const { decoded } = await vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', [n, config.in_channels, size, size], latents))) }));
+    const decoded = await this.latentDecoder.decode(latents, [n, config.in_channels, size, size]);
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);
     onRecord?.('image', images);

@@ -15,7 +15,7 @@ import { numel, showShape, type Shape } from '../engine/shape';
 import type { NormalSource } from '../engine/torch_rng';
 import { asSubfolder, type ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
-import { decodeLatent, encodeImage, latentFactor, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { encodeImage, latentFactor, sampleLatent, scaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, sumResiduals, type ControlNetConfig } from '../model/controlnet';
 import type { ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
@@ -24,7 +24,8 @@ import { createGpuSampler, type SamplerPreview, type StepContext } from '../samp
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer } from '../text/tokenizer';
 import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type TextValues } from './component';
-import { addedSizes, autoencoder, clipTextEncoder, conditionUNet } from './declarations';
+import { addedSizes, autoencoder, clipTextEncoder, conditionUNet, latentDecoderOf } from './declarations';
+import type { LatentDecoder } from './preview';
 import { encodePrompts, joinRows, type EncodedPrompts, type PromptEncoder, type PromptOptions } from './encode_prompts';
 
 /** Images [N,C,H,W] with numbers in [0,1]. */
@@ -248,7 +249,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
 
     const latents = await this.sample(options, { program, config, guided, skipped, start, noise, text: conditions, latentShape, guidanceScale });
     const shape: Shape = [size.batch, this.vae.config.out_channels, size.height * factor, size.width * factor];
-    const { decoded } = await this.vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, this.vae.config, unscaleLatent(this.vae.config, inputs.add('latents', latentShape, latents))) }));
+    const decoded = await this.latentDecoder.decode(latents, latentShape);
     onRecord?.('decoded', decoded);
     const data = decoded.map((x) => Math.min(Math.max(x / 2 + 0.5, 0), 1));
     onRecord?.('image', data);
@@ -436,6 +437,11 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     const [strength, from, to] = [of(o.controlnet_conditioning_scale, 1), of(o.control_guidance_start, 0), of(o.control_guidance_end, 1)];
     if (from <= 0 && to >= 1) return strength;
     return reshape(step.perStep(`controlnet_scale.${net}`, Array.from({ length: count }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
+  }
+
+  /** The autoencoder's decoder by itself. */
+  get latentDecoder(): LatentDecoder {
+    return latentDecoderOf(this.vae);
   }
 
   /** Frees what is kept in GPU memory. */
