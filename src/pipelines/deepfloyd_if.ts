@@ -87,6 +87,10 @@ abstract class IFBase {
     protected readonly components: Components,
   ) {}
 
+  get scheduler(): SchedulerConfig {
+    return this.components.scheduler;
+  }
+
   /** Token ids and mask of texts, as the text encoder sees them: lower case, 77 tokens. */
   tokenize(prompts: readonly string[]): TokenBatch {
     const { text } = this.components;
