@@ -1,9 +1,12 @@
 import { existsSync } from 'node:fs';
 import { mkdir, readdir } from 'node:fs/promises';
+import os from 'node:os';
 import path from 'node:path';
 import type { Command } from 'commander';
+import type { Engine } from '../src/engine/device';
 import { BruitError } from '../src/engine/errors';
 import { torchGenerator } from '../src/engine/torch_rng';
+import type { ModelFolder } from '../src/io/folder';
 import { encodePng, imageGrid, imageRaster } from '../src/io/png';
 import { writeSafetensors } from '../src/io/safetensors';
 import { packageRoot } from '../src/node/cache';
@@ -13,6 +16,7 @@ import { writePngFolder } from '../src/node/png_folder';
 import { Progress } from '../src/node/progress';
 import { pipelineClass } from '../src/pipelines/component';
 import type { DDPMPipeline, GenerateOptions, GeneratedImages } from '../src/pipelines/ddpm';
+import { checkMemory, estimatePipeline } from '../src/pipelines/memory';
 import type { PreviewDecoder } from '../src/pipelines/preview';
 import type { SamplerPreview } from '../src/sampler/sample';
 import { openEngine, print } from './engine';
@@ -48,6 +52,7 @@ Examples:
       const engine = await openEngine({ tuned: true });
       let pipeline: OpenFamily | undefined;
       try {
+        await refuseTooLarge(engine, folder, kind, options);
         pipeline = await open(engine, folder);
         const result = await sampleParts(pipeline, options);
         await writeImages(options.out, result, { ...made(options), model, adapter: engine.profile.name }, options.overwrite ?? false);
@@ -57,6 +62,15 @@ Examples:
         engine.destroy();
       }
     });
+}
+
+/** Before any weight is fetched. Memory of a GPU is unknown to WebGPU, but that of a software adapter is the machine's. */
+async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, controlnet = [] }: SampleOptions): Promise<void> {
+  // A training run's folder has several U-Nets, and DDPM's batches are small.
+  if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
+  const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
+  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map(openModel) });
+  checkMemory(memory, engine.profile, engine.profile.kind === 'software' ? os.totalmem() : undefined);
 }
 
 /** Looked at before the work starts; the writers look again. */

@@ -173,5 +173,5 @@ export function addSampleOptions(command: Command): Command {
 export function checkTaken(command: Command, kind: string, taken: readonly OptionName[]): void {
   const given = command.options.filter((o) => command.getOptionValueSource(o.attributeName()) === 'cli');
   const strange = given.filter((o) => !common.includes(o.attributeName() as OptionName) && !taken.includes(o.attributeName() as OptionName));
-  if (strange.length) throw new BruitError('input', `${kind} takes no ${strange.map((o) => o.long!).join(', ')}; \`bruit help sample\` says which pipelines do`);
+  if (strange.length) throw new BruitError('input', `${kind} takes no ${strange.map((o) => o.flags.replace(/ <.*/, '').replace(', ', ' or ')).join(', ')}; \`bruit help sample\` says which pipelines do`);
 }

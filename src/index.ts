@@ -38,6 +38,8 @@ export { openSafetensors, openSharded, writeSafetensors, type TensorStore } from
 export { blobSource, bytesSource, urlSource, type ByteSource } from './io/source';
 export { urlFolder, type ModelFolder } from './io/folder';
 export { encodePng, imageGrid } from './io/png';
+export { checkMemory, estimatePipeline, type ComponentMemory, type MemoryOptions, type PipelineMemory } from './pipelines/memory';
+export { linearPreview, pixelPreview, tinyPreview, type PreviewDecoder, type PreviewImages } from './pipelines/preview';
 export { LDMPipeline, type LDMCall } from './pipelines/ldm';
 export { DiTPipeline, type DiTCall } from './pipelines/dit';
 export { IFPipeline, IFSuperResolutionPipeline, type IFCall, type IFSuperResolutionCall, type PromptEmbeds } from './pipelines/deepfloyd_if';
