@@ -5,7 +5,7 @@ import { formatTable } from '../src/engine/profiler';
 import { showShape } from '../src/engine/shape';
 import type { TensorInfo, TensorStore } from '../src/io/safetensors';
 import { openTensorFile } from '../src/node/file_source';
-import { openModel } from '../src/node/model_folder';
+import { openNamedModel } from './model';
 import { estimatePipeline } from '../src/pipelines/memory';
 import { positiveInteger } from './arguments';
 import { print } from './engine';
@@ -78,7 +78,7 @@ interface Options {
 const isFolder = (path: string): Promise<boolean> => stat(path).then((s) => s.isDirectory(), () => false);
 
 async function inspectPipeline(name: string, { batch = 1, height, width, guidance, json }: Options): Promise<void> {
-  const memory = await estimatePipeline(openModel(name), { batch, height, width, ...(!guidance && { guided: false }) });
+  const memory = await estimatePipeline(openNamedModel(name), { batch, height, width, ...(!guidance && { guided: false }) });
   print(
     json,
     () => ({

@@ -11,7 +11,7 @@ import { encodePng, imageGrid, imageRaster } from '../src/io/png';
 import { writeSafetensors } from '../src/io/safetensors';
 import { packageRoot } from '../src/node/cache';
 import { writableFolder, writeFileAtomic } from '../src/node/files';
-import { openModel } from '../src/node/model_folder';
+import { openNamedModel } from './model';
 import { writePngFolder } from '../src/node/png_folder';
 import { Progress } from '../src/node/progress';
 import { pipelineClass } from '../src/pipelines/component';
@@ -43,7 +43,7 @@ Examples:
     .action(async (options: SampleOptions) => {
       await checkOutputs(options);
       const model = options.model ?? bundledModel();
-      const folder = openModel(model);
+      const folder = openNamedModel(model);
       const kind = await pipelineClass(folder);
       const family = families.find(({ classes }) => classes.test(kind));
       if (!family) throw new BruitError('input', `${model}: model_index.json names ${kind}, which bruit cannot run`);
@@ -69,7 +69,7 @@ async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string,
   // A training run's folder has several U-Nets, and DDPM's batches are small.
   if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
   const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
-  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map(openModel) });
+  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
   checkMemory(memory, engine.profile, engine.profile.kind === 'software' ? os.totalmem() : undefined);
 }
 

@@ -7,7 +7,7 @@ import type { TensorStore } from '../src/io/safetensors';
 import type { ImageBatch } from '../src/io/png';
 import { openTensorFile } from '../src/node/file_source';
 import { readImages } from '../src/node/image_file';
-import { openModel } from '../src/node/model_folder';
+import { openNamedModel } from './model';
 import { DDPMPipeline, schedulerNames } from '../src/pipelines/ddpm';
 import { IFPipeline, IFSuperResolutionPipeline, type PromptEmbeds } from '../src/pipelines/deepfloyd_if';
 import { DiTPipeline } from '../src/pipelines/dit';
@@ -83,7 +83,7 @@ function negatives(prompts: readonly string[], negative: readonly string[] | und
   return negative && prompts.map((_, i) => negative[i % negative.length]!);
 }
 
-const latentPreview = async (engine: Engine, decoder: LatentDecoder, { previewDecoder }: SampleOptions): Promise<PreviewDecoder> => (previewDecoder === undefined ? linearPreview(decoder) : tinyPreview(engine, openModel(previewDecoder)));
+const latentPreview = async (engine: Engine, decoder: LatentDecoder, { previewDecoder }: SampleOptions): Promise<PreviewDecoder> => (previewDecoder === undefined ? linearPreview(decoder) : tinyPreview(engine, openNamedModel(previewDecoder)));
 
 const ddpm: Family = {
   classes: /^(DDPM|DDIM|PNDM|ScoreSdeVe)Pipeline$/,
@@ -248,7 +248,7 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
         const close = async (): Promise<void> => {
           for (const store of stores) await store.close();
         };
-        const pipeline = await kind.fromFolder(engine, folder, { keep: o.keep === true, ...(o.controlnet && { controlnets: o.controlnet.map(openModel) }) });
+        const pipeline = await kind.fromFolder(engine, folder, { keep: o.keep === true, ...(o.controlnet && { controlnets: o.controlnet.map((name) => openNamedModel(name)) }) });
         try {
           for (const { file, scale } of loras) {
             stores.push(await openTensorFile(file));
@@ -335,7 +335,7 @@ const deepfloydIF: Family = {
     return async (engine, folder) => {
       const first = await IFPipeline.fromFolder(engine, folder);
       const stages: IFSuperResolutionPipeline[] = [];
-      for (const stage of o.superResolution ?? []) stages.push(await IFSuperResolutionPipeline.fromFolder(engine, openModel(stage)));
+      for (const stage of o.superResolution ?? []) stages.push(await IFSuperResolutionPipeline.fromFolder(engine, openNamedModel(stage)));
       return {
         count: prompts.length,
         batch: 1,
