@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { mkdir, readdir } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
@@ -21,6 +21,7 @@ import type { PreviewDecoder } from '../src/pipelines/preview';
 import type { SamplerPreview } from '../src/sampler/sample';
 import { openEngine, print } from './engine';
 import { families, type OpenFamily, type Part, type PartImages } from './sample_families';
+import { shardPath, shardRange } from './shard';
 import { addSampleOptions, checkTaken, type SampleOptions } from './sample_options';
 
 /** The digit model that comes with the package. */
@@ -36,11 +37,13 @@ Examples:
   bruit sample --labels 0-9 --n 100 --out digits.png
   bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/
   bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors
+  bruit sample --n 10000 --labels 0-9 --shard 3/16 --out samples/
   bruit sample --model stable-diffusion/ --prompt "a red fox in the snow" --steps 30 --scheduler dpmpp --n 4 --out fox/
   bruit sample --model stable-diffusion/ --prompt "a tiger" --image cat.png --strength 0.6 --lora ink.safetensors:0.8 --out tiger.png
   bruit sample --model IF-I/ --super-resolution IF-II/ --prompt "a sign that says bruit" --out sign.png`,
     )
-    .action(async (options: SampleOptions) => {
+    .action(async (asked: SampleOptions) => {
+      const options = asked.shard ? { ...asked, out: shardPath(asked.out, asked.shard) } : asked;
       await checkOutputs(options);
       const model = options.model ?? bundledModel();
       const folder = openNamedModel(model);
@@ -54,8 +57,10 @@ Examples:
       try {
         await refuseTooLarge(engine, folder, kind, options);
         pipeline = await open(engine, folder);
-        const result = await sampleParts(pipeline, options);
-        await writeImages(options.out, result, { ...made(options), model, adapter: engine.profile.name }, options.overwrite ?? false);
+        const range = options.shard && shardRange(options.shard, options.n ?? pipeline.count);
+        if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
+        const result = await sampleParts(pipeline, options, range);
+        await writeImages(options.out, result, { ...made(options), model, ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
         print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name, pipeline: kind }), () => `${result.shape[0]} images in ${options.out}`);
       } finally {
         await pipeline?.destroy();
@@ -65,17 +70,18 @@ Examples:
 }
 
 /** Before any weight is fetched. Memory of a GPU is unknown to WebGPU, but that of a software adapter is the machine's. */
-async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, controlnet = [] }: SampleOptions): Promise<void> {
+async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, controlnet = [] }: SampleOptions): Promise<void> {
   // A training run's folder has several U-Nets, and DDPM's batches are small.
   if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
   const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
-  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
+  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, weights: weights === 'auto' ? 'f16' : weights, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
   checkMemory(memory, engine.profile, engine.profile.kind === 'software' ? os.totalmem() : undefined);
 }
 
 /** Looked at before the work starts; the writers look again. */
-async function checkOutputs({ out, overwrite, previews, previewDecoder }: SampleOptions): Promise<void> {
-  if (existsSync(out) && !overwrite) throw new BruitError('input', `${out} exists already; choose another --out or give --overwrite`);
+async function checkOutputs({ out, overwrite, shard, previews, previewDecoder }: SampleOptions): Promise<void> {
+  // Shards share a folder.
+  if (existsSync(out) && !overwrite && !(shard && statSync(out).isDirectory())) throw new BruitError('input', `${out} exists already; choose another --out or give --overwrite`);
   await writableFolder(/\.(png|safetensors)$/.test(out) ? path.dirname(out) : out);
   if (previews === undefined) {
     if (previewDecoder !== undefined) throw new BruitError('input', '--preview-decoder needs --previews');
@@ -86,16 +92,17 @@ async function checkOutputs({ out, overwrite, previews, previewDecoder }: Sample
 }
 
 /** What goes into the images' metadata: all that was asked for but where to put it. */
-function made({ out: _, overwrite: __, json: ___, previews: ____, previewEvery: _____, keep: ______, ...options }: SampleOptions): Record<string, unknown> {
+function made({ out: _, overwrite: __, json: ___, previews: ____, previewEvery: _____, keep: ______, shard: _______, ...options }: SampleOptions): Record<string, unknown> {
   return options as unknown as Record<string, unknown>;
 }
 
 /** The job in parts of --batch images, under a progress bar; Ctrl-C aborts cleanly. */
-async function sampleParts(pipeline: OpenFamily, o: SampleOptions): Promise<GeneratedImages> {
-  const total = o.n ?? pipeline.count;
+async function sampleParts(pipeline: OpenFamily, o: SampleOptions, range?: readonly [number, number]): Promise<GeneratedImages> {
+  const [from, to] = range ?? [0, o.n ?? pipeline.count];
+  const total = to - from;
   // One generator draws for all images, as diffusers' would.
   const generator = o.rng === 'bruit' ? undefined : torchGenerator(o.rng, o.seed);
-  if (generator && o.offset > 0) throw new BruitError('input', `--offset has no meaning with --rng ${o.rng}: its draws depend on all that was drawn before`);
+  if (generator && (o.offset > 0 || range)) throw new BruitError('input', `${range ? '--shard' : '--offset'} has no meaning with --rng ${o.rng}: its draws depend on all that was drawn before`);
   const batch = Math.min(o.batch ?? (generator ? total : pipeline.batch), total);
   const parts = Math.ceil(total / batch);
   const previews = o.previews === undefined ? undefined : new Previews(o.previews, await pipeline.preview(), o);
@@ -105,11 +112,11 @@ async function sampleParts(pipeline: OpenFamily, o: SampleOptions): Promise<Gene
   let progress: Progress | undefined;
   const done: PartImages[] = [];
   try {
-    for (let first = 0; first < total; first += batch) {
+    for (let first = from; first < to; first += batch) {
       const before = done.length;
       const part: Part = {
         first,
-        count: Math.min(batch, total - first),
+        count: Math.min(batch, to - first),
         seed: o.seed,
         sampleOffset: o.offset + first,
         generator,
@@ -118,7 +125,7 @@ async function sampleParts(pipeline: OpenFamily, o: SampleOptions): Promise<Gene
           progress ??= new Progress({ total: steps * parts, label: 'sample', unit: 'step', json: o.json ?? false });
           progress.update(before * steps + step);
         },
-        onPreview: previews && ((preview) => previews.add(preview, o.offset + first, Math.min(batch, total - first))),
+        onPreview: previews && ((preview) => previews.add(preview, o.offset + first, Math.min(batch, to - first))),
       };
       done.push(await pipeline.run(part));
       await previews?.settled();
@@ -205,8 +212,8 @@ export async function generateWithProgress(pipeline: DDPMPipeline, options: Gene
   }
 }
 
-/** Writes images as the extension of `out` says, with what made them in the metadata. */
-export async function writeImages(out: string, { images, shape, labels }: GeneratedImages, made: Record<string, unknown>, overwrite: boolean): Promise<void> {
+/** Writes images as the extension of `out` says, with what made them in the metadata; in a folder, image `first` and on. */
+export async function writeImages(out: string, { images, shape, labels }: GeneratedImages, made: Record<string, unknown>, overwrite: boolean, first = 0): Promise<void> {
   const batch = { data: images, shape };
   const text = { Software: 'bruit', parameters: JSON.stringify(made) };
   if (out.endsWith('.safetensors')) {
@@ -219,6 +226,6 @@ export async function writeImages(out: string, { images, shape, labels }: Genera
     const scale = Math.max(1, Math.floor(56 / shape[3]));
     await writeFileAtomic(out, encodePng(imageGrid(batch, { columns, scale, ...(labels && { labels: Array.from(labels, String) }) }), text), { overwrite });
   } else {
-    await writePngFolder(out, batch, { overwrite, text: (i) => (labels ? { ...text, label: String(labels[i]) } : text) });
+    await writePngFolder(out, batch, { start: first, overwrite, text: (i) => (labels ? { ...text, label: String(labels[i - first]) } : text) });
   }
 }

@@ -9,6 +9,7 @@ import { openTensorFile } from '../src/node/file_source';
 import { readImages } from '../src/node/image_file';
 import { openNamedModel } from './model';
 import { DDPMPipeline, schedulerNames } from '../src/pipelines/ddpm';
+import type { LoadingOptions } from '../src/pipelines/component';
 import { IFPipeline, IFSuperResolutionPipeline, type PromptEmbeds } from '../src/pipelines/deepfloyd_if';
 import { DiTPipeline } from '../src/pipelines/dit';
 import { LDMPipeline } from '../src/pipelines/ldm';
@@ -49,7 +50,6 @@ export interface OpenFamily {
   run(part: Part): Promise<PartImages>;
   /** Decoder of the previews. */
   preview(): Promise<PreviewDecoder>;
-  /** Shape of the sample that previews show, given their length. */
   destroy(): void | Promise<void>;
 }
 
@@ -64,6 +64,7 @@ export interface Family {
 const given = <K extends string, T>(key: K, value: T | undefined): Partial<Record<K, T>> => (value === undefined ? {} : ({ [key]: value } as Record<K, T>));
 const callOf = ({ seed, sampleOffset, generator, signal, onProgress, onPreview }: Part): PipelineCall => ({ seed, sampleOffset, signal, onProgress, ...given('generator', generator), ...given('onPreview', onPreview) });
 const scheduled = ({ scheduler }: SampleOptions, own: SchedulerConfig): Partial<Record<'scheduler', SchedulerConfig>> => (scheduler === undefined ? {} : { scheduler: convertSchedulerConfig(own, schedulerNames[scheduler]) });
+const loadingOf = ({ keep, weights }: SampleOptions): LoadingOptions => ({ keep: keep === true, weights });
 /** Entries of `list` for the images of a part; the list is repeated. */
 const forPart = <T>(list: readonly T[], { first, count }: Part): T[] => Array.from({ length: count }, (_, i) => list[(first + i) % list.length]!);
 
@@ -91,7 +92,7 @@ const ddpm: Family = {
   prepare: async (o) => {
     const size = sizeOf(o);
     return async (engine, folder) => {
-      const pipeline = await DDPMPipeline.fromFolder(engine, folder, { component: o.component ?? 'unet' });
+      const pipeline = await DDPMPipeline.fromFolder(engine, folder, { component: o.component ?? 'unet', weights: o.weights });
       const labels = o.labels;
       return {
         count: labels?.length ?? 1,
@@ -128,7 +129,7 @@ const ldm: Family = {
   prepare: async (o) => {
     const size = sizeOf(o);
     return async (engine, folder) => {
-      const pipeline = await LDMPipeline.fromFolder(engine, folder);
+      const pipeline = await LDMPipeline.fromFolder(engine, folder, loadingOf(o));
       return {
         count: 1,
         batch: 8,
@@ -154,7 +155,7 @@ const dit: Family = {
   prepare: async (o) => {
     const labels = need(o.labels, 'DiTPipeline', '--labels');
     return async (engine, folder) => {
-      const pipeline = await DiTPipeline.fromFolder(engine, folder);
+      const pipeline = await DiTPipeline.fromFolder(engine, folder, loadingOf(o));
       return {
         count: labels.length,
         batch: 4,
@@ -179,7 +180,7 @@ const dit: Family = {
 
 const stableDiffusionOptions: readonly OptionName[] = ['keep', 'previewDecoder', 'numInferenceSteps', 'scheduler', 'guidanceScale', 'guidanceRescale', 'eta', 'height', 'width', 'prompt', 'negativePrompt', 'promptWeighting', 'longPrompts', 'clipSkip', 'image', 'maskImage', 'strength', 'controlnet', 'controlImage', 'controlnetConditioningScale', 'controlGuidanceStart', 'controlGuidanceEnd', 'guessMode', 'lora', 'originalInferenceSteps'];
 
-/** What the files of a call hold. Images are resized to the size asked for, or cut to a multiple of 64 … of the autoencoder's factor. */
+/** What the files of a call hold: images are resized to the size asked for, or to the first one's. */
 interface Pictures {
   readonly image?: ImageBatch;
   readonly mask_image?: ImageBatch;
@@ -248,7 +249,7 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
         const close = async (): Promise<void> => {
           for (const store of stores) await store.close();
         };
-        const pipeline = await kind.fromFolder(engine, folder, { keep: o.keep === true, ...(o.controlnet && { controlnets: o.controlnet.map((name) => openNamedModel(name)) }) });
+        const pipeline = await kind.fromFolder(engine, folder, { ...loadingOf(o), ...(o.controlnet && { controlnets: o.controlnet.map((name) => openNamedModel(name)) }) });
         try {
           for (const { file, scale } of loras) {
             stores.push(await openTensorFile(file));
@@ -333,9 +334,9 @@ const deepfloydIF: Family = {
       if (value !== undefined && !o.superResolution) throw new BruitError('input', `${name} needs a --super-resolution`);
     }
     return async (engine, folder) => {
-      const first = await IFPipeline.fromFolder(engine, folder);
+      const first = await IFPipeline.fromFolder(engine, folder, loadingOf(o));
       const stages: IFSuperResolutionPipeline[] = [];
-      for (const stage of o.superResolution ?? []) stages.push(await IFSuperResolutionPipeline.fromFolder(engine, openNamedModel(stage)));
+      for (const stage of o.superResolution ?? []) stages.push(await IFSuperResolutionPipeline.fromFolder(engine, openNamedModel(stage), loadingOf(o)));
       return {
         count: prompts.length,
         batch: 1,
@@ -377,7 +378,7 @@ const unclip: Family = {
   prepare: async (o) => {
     const prompts = need(o.prompt, 'UnCLIPPipeline', '--prompt');
     return async (engine, folder) => {
-      const pipeline = await UnCLIPPipeline.fromFolder(engine, folder);
+      const pipeline = await UnCLIPPipeline.fromFolder(engine, folder, loadingOf(o));
       return {
         count: prompts.length,
         batch: 1,
@@ -396,7 +397,7 @@ const unclipVariation: Family = {
     const files = need(o.image, 'UnCLIPImageVariationPipeline', '--image');
     for (const file of files) await readImages([file]);
     return async (engine, folder) => {
-      const pipeline = await UnCLIPImageVariationPipeline.fromFolder(engine, folder);
+      const pipeline = await UnCLIPImageVariationPipeline.fromFolder(engine, folder, loadingOf(o));
       return {
         count: files.length,
         batch: 1,

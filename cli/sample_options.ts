@@ -1,9 +1,11 @@
 /** The options of `bruit sample`: what they are called, and which kinds of pipelines take them. */
 import { Option, type Command } from 'commander';
-import { torchDevices } from '../src/engine/torch_rng';
 import { BruitError } from '../src/engine/errors';
+import { torchDevices } from '../src/engine/torch_rng';
+import { weightStorages, type WeightStorage } from '../src/model/weight_format';
 import { schedulerNames, type SchedulerName } from '../src/pipelines/ddpm';
 import { number, positiveInteger, wholeNumber } from './arguments';
+import { shard, type Shard } from './shard';
 
 type Pair = readonly [number, number];
 
@@ -18,6 +20,8 @@ export interface SampleOptions {
   readonly batch?: number;
   readonly rng: 'bruit' | (typeof torchDevices)[number];
   readonly keep?: boolean;
+  readonly weights: WeightStorage;
+  readonly shard?: Shard;
   readonly previews?: string;
   readonly previewEvery: number;
   readonly previewDecoder?: string;
@@ -70,7 +74,7 @@ export interface SampleOptions {
 export type OptionName = keyof SampleOptions;
 
 /** What every pipeline takes. */
-const common: readonly OptionName[] = ['model', 'out', 'overwrite', 'json', 'n', 'seed', 'offset', 'batch', 'rng', 'previews', 'previewEvery'];
+const common: readonly OptionName[] = ['model', 'out', 'overwrite', 'json', 'n', 'seed', 'offset', 'batch', 'rng', 'previews', 'previewEvery', 'weights', 'shard'];
 
 /** `3`, `0,4,7` or `0-9`, in any mixture. */
 function labelList(text: string): number[] {
@@ -114,6 +118,8 @@ export function addSampleOptions(command: Command): Command {
     .option('--offset <number>', 'number of the first image: parts of a large job can be computed apart', wholeNumber, 0)
     .option('--batch <count>', 'images computed at once', sane(1, 65536, '--batch'))
     .addOption(new Option('--rng <kind>', "whose random numbers: PyTorch's come in the order in which diffusers draws, all images at once").choices(['bruit', ...torchDevices]).default('bruit'))
+    .option('--shard <index/count>', 'make one part of the job, from 0/COUNT to COUNT-1/COUNT: all parts together are what one machine makes', shard)
+    .addOption(new Option('--weights <format>', 'how weights lie in GPU memory: as the checkpoint has them, or in one format (int8 and int4 round)').choices(weightStorages).default('auto'))
     .option('--keep', 'keep weights in GPU memory from batch to batch')
     .option('--previews <dir>', 'write the predicted images of every step there, as 00000-0007.png')
     .option('--preview-every <steps>', 'only of every so many steps', positiveInteger, 1)

@@ -8,7 +8,7 @@ import type { ModelContext } from '../model/layers';
 import { unet2d, type UNet2DConfig } from '../model/unet2d';
 import { decodeQuantized, parseVQModelConfig, type VQModelConfig } from '../model/vq_model';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
-import { checkPipelineClass, Component, openScheduler } from './component';
+import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
 import { pixelUNet } from './declarations';
 import type { LatentDecoder } from './preview';
 import { Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
@@ -41,17 +41,17 @@ export class LDMPipeline {
   ) {}
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<LDMPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<LDMPipeline> {
     await checkPipelineClass(folder, 'LDMPipeline');
     const { vqvae: [, kind] = [] } = (await readJson(folder, 'model_index.json')) as { vqvae?: unknown[] };
-    const unet = await Component.open(engine, folder, pixelUNet('unet'));
+    const unet = await Component.open(engine, folder, pixelUNet('unet'), loading);
     const vqvae = await Component.open<Decoder>(engine, folder, {
       name: 'vqvae',
       weights: 'diffusion_pytorch_model',
       parse: kind === 'AutoencoderKL' ? parseAutoencoderKLConfig : parseVQModelConfig,
       declare: (ctx, config) => void decode(ctx, config, ctx.graph.input('latent', [1, latentChannels(config), 1, 1])),
       load: { rename: autoencoderHalf('decoder') },
-    });
+    }, loading);
     const channels = latentChannels(vqvae.config);
     check(unet.config.in_channels === channels && unet.config.out_channels === channels, 'config', () => `${folder.name}/unet: ${unet.config.in_channels} channels in and ${unet.config.out_channels} out; latents of vqvae have ${channels}`);
     check(unet.config.num_class_embeds === null && unet.config.class_embed_type === null, 'config', () => `${folder.name}/unet: it has classes, but LDMPipeline is unconditional`);
@@ -79,7 +79,7 @@ export class LDMPipeline {
     const shape = [n, unet.config.in_channels, size[0]!, size[1]!] as const;
     const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
-    const latents = await unet.use((weights) => runStage({ engine, call, program, shape, weights, progress, model: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }) }));
+    const latents = await unet.use((weights) => runStage({ engine, call, program, shape, weights, progress, model: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }), timeModel: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }) }));
     const decoded = await this.latentDecoder.decode(latents, shape);
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);

@@ -17,6 +17,7 @@ import { parseUnCLIPTextProjConfig, unclipTextProj } from '../model/unclip_text_
 import { parseUNet2DConfig, unet2d, unet2dInputs } from '../model/unet2d';
 import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition } from '../model/unet2d_condition';
 import { decodeQuantized, parseVQModelConfig } from '../model/vq_model';
+import { weightBytes, weightFormat, type WeightStorage } from '../model/weight_format';
 import { pipelineClass } from './component';
 import { addedSizes } from './declarations';
 
@@ -42,6 +43,8 @@ export const defaultProfile: AdapterProfile = {
 
 export interface MemoryOptions {
   readonly profile?: AdapterProfile;
+  /** How weights lie in GPU memory; `auto` counts as f32, since only a checkpoint knows its own types. */
+  readonly weights?: WeightStorage;
   /** Images at once; 1 by default. */
   readonly batch?: number;
   /** Of the images, for latent diffusion; the U-Net's sample_size by default. */
@@ -58,7 +61,7 @@ export interface ComponentMemory {
   readonly name: string;
   readonly className: string;
   readonly parameters: number;
-  /** In f32, as they are in GPU memory. */
+  /** As they lie in GPU memory. */
   readonly weightBytes: number;
   /** Planned buffers of one run beside the weights. */
   readonly activationBytes: number;
@@ -163,7 +166,7 @@ const builders: Readonly<Record<string, Build>> = {
  * @throws BruitError `config` for configs that bruit cannot run, `input` where a size is missing or is no multiple of the autoencoder's factor.
  */
 export async function estimatePipeline(folder: ModelFolder, options: MemoryOptions = {}): Promise<PipelineMemory> {
-  const { profile = defaultProfile, batch = 1, height, width, controlnets = [] } = options;
+  const { profile = defaultProfile, batch = 1, height, width, weights = 'f32', controlnets = [] } = options;
   const pipeline = await pipelineClass(folder);
   const index = await readJson(folder, 'model_index.json');
   const classes = Object.entries(index).flatMap(([name, value]): [string, string][] => (Array.isArray(value) && typeof value[1] === 'string' && builders[value[1]] ? [[name, value[1]]] : []));
@@ -183,7 +186,7 @@ export async function estimatePipeline(folder: ModelFolder, options: MemoryOptio
     const parameters = new Parameters(graph);
     const plan = estimate(graph, builders[kind]!({ graph, parameters }, json, file, sizes), profile);
     const count = [...parameters.specs.values()].reduce((n, s) => n + numel(s.shape), 0);
-    own.push({ name, className: kind, parameters: count, weightBytes: 4 * count, activationBytes: plan.plannedBytes, largestBytes: Math.max(0, ...plan.slots) });
+    own.push({ name, className: kind, parameters: count, weightBytes: [...parameters.specs.values()].reduce((n, s) => n + weightBytes(s, weightFormat(s, weights)), 0), activationBytes: plan.plannedBytes, largestBytes: Math.max(0, ...plan.slots) });
   }
   // A U-Net's steps are taken with its ControlNets in memory; everything else comes and goes.
   const nets = own.filter(({ className }) => className === 'ControlNetModel');

@@ -17,13 +17,13 @@ import { asSubfolder, type ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
 import { encodeImage, latentFactor, sampleLatent, scaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, sumResiduals, type ControlNetConfig } from '../model/controlnet';
-import type { ModelContext } from '../model/layers';
+import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
-import { conditionInputs, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import { conditionInputs, unet2dCondition, type ConditionedConfig, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer } from '../text/tokenizer';
-import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type TextValues } from './component';
+import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type LoadingOptions, type TextValues } from './component';
 import { addedSizes, autoencoder, clipTextEncoder, conditionUNet, latentDecoderOf } from './declarations';
 import type { LatentDecoder } from './preview';
 import { encodePrompts, joinRows, type EncodedPrompts, type PromptEncoder, type PromptOptions } from './encode_prompts';
@@ -117,9 +117,7 @@ interface Start {
   readonly noise: Float32Array | undefined;
 }
 
-export interface StableDiffusionPipelineOptions {
-  /** Keep weights in GPU memory between calls: faster, and the sum of the components at once. */
-  readonly keep?: boolean;
+export interface StableDiffusionPipelineOptions extends LoadingOptions {
   /** Folders of ControlNets; the pipeline's own sub-folder `controlnet` by default, where there is one. */
   readonly controlnets?: readonly ModelFolder[];
 }
@@ -148,14 +146,14 @@ export interface StableDiffusionComponents {
 }
 
 /** Opens what all Stable Diffusion pipelines have; configs are checked here, weights are read when they are used. */
-export async function openStableDiffusion(engine: Engine, folder: ModelFolder, { keep = false, controlnets }: StableDiffusionPipelineOptions): Promise<StableDiffusionComponents> {
-  const unet = await Component.open(engine, folder, conditionUNet('unet'), keep);
-  const vae = await Component.open(engine, folder, autoencoder, keep);
+export async function openStableDiffusion(engine: Engine, folder: ModelFolder, { controlnets, ...loading }: StableDiffusionPipelineOptions): Promise<StableDiffusionComponents> {
+  const unet = await Component.open(engine, folder, conditionUNet('unet'), loading);
+  const vae = await Component.open(engine, folder, autoencoder, loading);
   const { in_channels: channels } = unet.config;
   const latent = vae.config.latent_channels;
   check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
-  const own = (await folder.has('controlnet/config.json')) ? [await Component.open(engine, folder, controlNetOptions, keep)] : [];
-  const given = controlnets && (await Promise.all(controlnets.map((each) => Component.open(engine, asSubfolder(each, 'controlnet'), controlNetOptions, keep))));
+  const own = (await folder.has('controlnet/config.json')) ? [await Component.open(engine, folder, controlNetOptions, loading)] : [];
+  const given = controlnets && (await Promise.all(controlnets.map((each) => Component.open(engine, asSubfolder(each, 'controlnet'), controlNetOptions, loading))));
   return { engine, name: folder.name, unet, vae, scheduler: await openScheduler(folder), controlnets: given ?? own };
 }
 
@@ -347,15 +345,15 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     const [tokens] = text.shape;
     const added = addedSizes(this.unet.config, text.added && text.added.time_ids.length / rows);
     const unetOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, residuals?: ControlResiduals): Tensor =>
-      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [rows, height, width], tokens, timestepCond: guidanceDim !== null, ...added }, { sample, timestep }), control: residuals });
+      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [sample.shape[0]!, height, width], tokens, timestepCond: guidanceDim !== null, ...added }, { sample, timestep }), control: residuals });
     const controlOf = (i: number, ctx: ModelContext, sample: Tensor, timestep: Tensor, conditioningScale: Tensor | number): ControlResiduals => {
       const net = this.controlnets[i]!.config;
       const { shape } = controlImages[i]!;
       return controlNet(ctx, net, {
         sample,
         timestep,
-        encoderHiddenStates: ctx.graph.input('control_hidden_states', [controlRows, ...text.shape]),
-        controlnetCond: ctx.graph.input(`controlnet_cond.${i}`, [controlRows, ...shape.slice(1)]),
+        encoderHiddenStates: ctx.graph.input('control_hidden_states', [sample.shape[0]!, ...text.shape]),
+        controlnetCond: ctx.graph.input(`controlnet_cond.${i}`, [sample.shape[0]!, ...shape.slice(1)]),
         ...(net.addition_embed_type === 'text_time' && added.timeIds && { added: { textEmbeds: ctx.graph.input('control_text_embeds', [controlRows, added.textEmbeds!]), timeIds: ctx.graph.input('control_time_ids', [controlRows, added.timeIds]) } }),
         conditioningScale,
         guessMode,
@@ -372,11 +370,22 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
         netTexts.push(values);
         held.push(values);
       }
-      const contextOf = (graph: Tensor['graph'], weights: WeightStore, values: TextValues): ModelContext => {
+      const contextOf = (graph: Tensor['graph'], weights: WeightStore, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
         const own = new Parameters(graph);
         parameters.push([own, weights]);
-        return { graph, parameters: own, hoist: values.hoist(graph) };
+        return { graph, parameters: own, hoist };
       };
+      // The models have layers of the same names.
+      const hoisted = (graph: Tensor['graph'], values: TextValues, step: StepContext, model: string): NonNullable<ModelContext['hoist']> => {
+        const ofText = values.hoist(graph);
+        return (value, compute) => (value.of === 'text' ? ofText(value, compute) : step.hoist({ path: `${model}${value.path}` }, compute));
+      };
+      const timeOf = (graph: Tensor['graph'], timestep: Tensor, weights: WeightStore, model: string, build: (ctx: ModelContext, sample: Tensor) => unknown): [string, Tensor][] => {
+        const sample = graph.input('sample', [timestep.shape[0]!, model ? channels : this.unet.config.in_channels, height, width]);
+        return [...hoistables('time', (hoist) => build(contextOf(graph, weights, hoist), sample))].map(([path, value]) => [`${model}${path}`, value]);
+      };
+      // Where text, sizes or a guidance scale join the time embedding, it is no function of the time step alone.
+      const timeAlone = ({ addition_embed_type: addition, class_embed_type: kind, num_class_embeds: classes, time_cond_proj_dim: condition }: ConditionedConfig): boolean => addition === null && kind === null && classes === null && condition === null;
       const sampler = await createGpuSampler(this.engine, {
         program,
         shape: [batch, channels, height, width],
@@ -386,11 +395,16 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
           let residuals: ControlResiduals | undefined;
           if (nets.length) {
             const half = (t: Tensor): Tensor => (guess ? slice(t, 0, batch, batch) : t);
-            const all = sumResiduals(nets.map((net, i) => controlOf(i, contextOf(graph, net, netTexts[i]!), half(x), half(timestep), this.controlScale(options, i, step, program.steps.length))));
+            const all = sumResiduals(nets.map((net, i) => controlOf(i, contextOf(graph, net, hoisted(graph, netTexts[i]!, step, `controlnet.${i}.`)), half(x), half(timestep), this.controlScale(options, i, step, program.steps.length))));
             residuals = guess ? forPositiveHalf(all) : all;
           }
-          return unetOf(contextOf(graph, unet, unetText), sample, timestep, residuals);
+          return unetOf(contextOf(graph, unet, hoisted(graph, unetText, step, '')), sample, timestep, residuals);
         },
+        timeValues: (graph, timestep) =>
+          new Map([
+            ...(timeAlone(this.unet.config) ? timeOf(graph, timestep, unet, '', (ctx, sample) => unetOf(ctx, sample, timestep)) : []),
+            ...nets.flatMap((net, i) => (timeAlone(this.controlnets[i]!.config) ? timeOf(graph, timestep, net, `controlnet.${i}.`, (ctx, sample) => controlOf(i, ctx, sample, timestep, 1)) : [])),
+          ]),
         // At full strength nothing of the image is left in the start of inpainting.
         ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
         ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),
@@ -466,8 +480,9 @@ export class StableDiffusionPipeline extends StableDiffusionBase<StableDiffusion
     if (!stableDiffusionClass.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
     const components = await openStableDiffusion(engine, folder, options);
     const { addition_embed_type: addition } = components.unet.config;
-    check(addition === null, 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
-    const text = { encoder: await Component.open(engine, folder, clipTextEncoder(), options.keep), tokenizer: await loadTokenizer(folder) };
+    // "text" pools the same text, so the pipeline has all that it needs.
+    check(addition === null || addition === 'text', 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
+    const text = { encoder: await Component.open(engine, folder, clipTextEncoder(), options), tokenizer: await loadTokenizer(folder) };
     const consistency = kind.startsWith('LatentConsistencyModel');
     return new StableDiffusionPipeline(components, text, { guidance_scale: consistency ? 8.5 : 7.5, num_inference_steps: consistency ? 4 : 50, strength: [0.8, 1] });
   }

@@ -60,7 +60,7 @@ export class StableDiffusionXLPipeline extends StableDiffusionBase<StableDiffusi
     const has = (name: string): boolean => Array.isArray(index[name]) && index[name][1] !== null;
     check(has('text_encoder_2'), 'config', () => `${folder.name}: model_index.json names no text_encoder_2, which makes SDXL's pooled text`);
     const open = async (suffix: '' | '_2'): Promise<PromptEncoder> => ({
-      encoder: await Component.open(engine, folder, clipTextEncoder({ name: `text_encoder${suffix}`, projection: suffix === '_2' }), options.keep),
+      encoder: await Component.open(engine, folder, clipTextEncoder({ name: `text_encoder${suffix}`, projection: suffix === '_2' }), options),
       tokenizer: await loadTokenizer(folder, `tokenizer${suffix}`),
     });
     const encoders = [...(has('text_encoder') ? [await open('')] : []), await open('_2')];
