@@ -59,7 +59,7 @@ async function main(): Promise<number> {
   const real = new Float32Array(scenes.length * size);
   for (let i = 0; i < scenes.length; i++) real.set((await scenes.get(i)).image.map((v) => (v + 1) / 2), i * size);
   const realVerdict = await judgeScenes(classifier, real, scenes.plans);
-  if (values.out) await writeFileAtomic(values.out, await encodePng(imageGrid({ data: images, shape: [n, 1, sceneSize, sceneSize] }, { columns: 20 })));
+  if (values.out) await writeFileAtomic(values.out, encodePng(imageGrid({ data: images, shape: [n, 1, sceneSize, sceneSize] }, { columns: 20 })));
   process.stdout.write(`${values.json ? JSON.stringify({ ...verdict, read: undefined, real: realVerdict.accuracy }, null, 2) : report(verdict, realVerdict)}\n`);
   classifier.destroy();
   pipeline.destroy();
