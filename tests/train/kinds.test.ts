@@ -97,7 +97,11 @@ const folderBytes = async (folder: string): Promise<Record<string, string>> => {
 async function open(name: string): Promise<Trainer> {
   const { config, weights, tokenizer } = await loadRecipe(at(`${name}.json`));
   let { train: data } = await loadRecipeData(config);
-  if (config.cacheLatents) data = await encodeDataset(engine, config.vae!.config, await openWeights(weights.vae!, '.'), data);
+  if (config.cacheLatents) {
+    const store = await openWeights(weights.vae!, '.');
+    data = await encodeDataset(engine, config.vae!.config, store, data);
+    await store.close();
+  }
   return Trainer.create(engine, config, data, new BatchLoader(data, { batchSize: config.batchSize, seed: config.seed }), { weights, ...(tokenizer && { tokenizer: await loadTokenizer(tokenizer, '') }) });
 }
 
@@ -235,9 +239,10 @@ test('LoRA: the base stays, the file is diffusers', async () => {
 });
 
 test('textual inversion learns the embeddings of one new word alone', async () => {
-  const json = { pipeline: at('pipeline'), data: captions(), train: { ...train, method: 'textual_inversion', placeholder_token: 'threes', initializer_token: 'three', num_vectors: 2 } };
-  // "threes" is a word that the tokenizer knows.
-  await expect(run('inversion', json)).rejects.toThrow(/placeholder_token "threes" is a word that the tokenizer knows/);
+  const json = { pipeline: at('pipeline'), data: captions(), train: { ...train, method: 'textual_inversion', placeholder_token: 'seven', initializer_token: 'three', num_vectors: 2 } };
+  await expect(run('inversion', json)).rejects.toThrow(/placeholder_token "seven" is a word that the tokenizer knows/);
+  json.train.placeholder_token = '<foo>';
+  await expect(run('inversion', json)).rejects.toThrow(/no caption of data set .* holds the placeholder_token "<foo>"/);
   const index = at('images', 'metadata.jsonl');
   const text = await readFile(index, 'utf8');
   await writeFile(index, text.replaceAll('a seven', 'a <bar>'));
