@@ -9,8 +9,7 @@ import { BruitError } from '../engine/errors';
 import { openWeights, type ModelFolder } from '../io/folder';
 import { encodePng, imageGrid } from '../io/png';
 import type { AutoencoderKLConfig } from '../model/autoencoder_kl';
-import { Parameters } from '../model/parameters';
-import { unet2d } from '../model/unet2d';
+import { samplerModel } from '../pipelines/ddpm';
 import { createGpuSampler, type GpuSampler } from '../sampler/sample';
 import { convertSchedulerConfig, createSampler } from '../sampler/scheduler_config';
 import { loadTokenizer } from '../text/tokenizer';
@@ -170,15 +169,10 @@ class SampleGrids {
     const classes = dataset.classes?.length ?? 0;
     const labels = model.num_class_embeds === null ? undefined : Int32Array.from({ length: 20 }, (_, i) => i % Math.max(classes, 1));
     const shape = [labels?.length ?? 16, ...dataset.shape] as const;
-    let parameters: Parameters | undefined;
     const sampler = await createGpuSampler(engine, {
       program: createSampler(convertSchedulerConfig(config.scheduler, 'DDIMScheduler'), { numInferenceSteps: Math.min(25, config.scheduler.num_train_timesteps) }),
       shape,
-      model: (graph, sample, timestep, classLabels) => {
-        parameters = new Parameters(graph);
-        return unet2d({ graph, parameters }, model, classLabels ? { sample, timestep, classLabels } : { sample, timestep });
-      },
-      bindings: () => step.emaBindings(parameters!, 'unet.'),
+      ...samplerModel(model, (parameters) => step.emaBindings(parameters, 'unet.')),
       ...(labels && { labels }),
     });
     return new SampleGrids(sampler, shape, labels);

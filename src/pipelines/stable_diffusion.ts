@@ -17,13 +17,13 @@ import type { TensorStore } from '../io/safetensors';
 import { decodeLatent, encodeImage, latentFactor, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { clipText, type CLIPTextConfig } from '../model/clip';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, type ControlNetConfig } from '../model/controlnet';
-import type { ModelContext } from '../model/layers';
+import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
 import { conditionInputs, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { Component, openScheduler, pipelineClass, repeatRows, textValues, type LoadedLora, type TextValues } from './component';
+import { Component, openScheduler, pipelineClass, repeatRows, textValues, type LoadedLora, type LoadingOptions, type TextValues } from './component';
 import { autoencoder, clipTextEncoder, conditionUNet } from './declarations';
 
 /** Images [N,C,H,W] with numbers in [0,1]. */
@@ -102,10 +102,7 @@ interface Start {
   readonly noise: Float32Array | undefined;
 }
 
-export interface StableDiffusionPipelineOptions {
-  /** Keep weights in GPU memory between calls: faster, and the sum of the components at once. */
-  readonly keep?: boolean;
-}
+export type StableDiffusionPipelineOptions = LoadingOptions;
 
 const list = (text: string | readonly string[]): readonly string[] => (typeof text === 'string' ? [text] : text);
 
@@ -124,12 +121,12 @@ export class StableDiffusionPipeline {
   ) {}
 
   /** Opens a folder; a sub-folder `controlnet` is used where there is one. All configs are checked here, weights are read when they are used. */
-  static async fromFolder(engine: Engine, folder: ModelFolder, { keep = false }: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
     const kind = await pipelineClass(folder);
     if (!/^StableDiffusion(Img2Img|Inpaint|ControlNet\w*)?Pipeline$/.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
-    const textEncoder = await Component.open(engine, folder, clipTextEncoder(), keep);
-    const unet = await Component.open(engine, folder, conditionUNet('unet'), keep);
-    const vae = await Component.open(engine, folder, autoencoder, keep);
+    const textEncoder = await Component.open(engine, folder, clipTextEncoder(), loading);
+    const unet = await Component.open(engine, folder, conditionUNet('unet'), loading);
+    const vae = await Component.open(engine, folder, autoencoder, loading);
     const controlnet = (await folder.has('controlnet/config.json'))
       ? await Component.open(
           engine,
@@ -143,7 +140,7 @@ export class StableDiffusionPipeline {
               controlNet(ctx, config, controlNetInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
             },
           },
-          keep,
+          loading,
         )
       : undefined;
     const { addition_embed_type: addition, in_channels: channels } = unet.config;
@@ -310,13 +307,13 @@ export class StableDiffusionPipeline {
     const inputLatents = (graph: Tensor['graph'], x: Tensor): Tensor =>
       start.maskedImage ? concat([x, graph.input('mask_input', [rows, 1, height, width]), graph.input('masked_image_latents', [rows, channels, height, width])], 1) : x;
     const unetOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, residuals?: ControlResiduals): Tensor =>
-      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [rows, height, width], tokens: hiddenShape[0] }, { sample, timestep }), control: residuals });
+      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [sample.shape[0]!, height, width], tokens: hiddenShape[0] }, { sample, timestep }), control: residuals });
     const controlOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, conditioningScale: Tensor | number): ControlResiduals =>
       controlNet(ctx, this.controlnet!.config, {
         sample,
         timestep,
-        encoderHiddenStates: ctx.graph.input('control_hidden_states', [controlRows, ...hiddenShape]),
-        controlnetCond: ctx.graph.input('controlnet_cond', [controlRows, options.control_image!.shape[1]!, options.control_image!.shape[2]!, options.control_image!.shape[3]!]),
+        encoderHiddenStates: ctx.graph.input('control_hidden_states', [sample.shape[0]!, ...hiddenShape]),
+        controlnetCond: ctx.graph.input('controlnet_cond', [sample.shape[0]!, options.control_image!.shape[1]!, options.control_image!.shape[2]!, options.control_image!.shape[3]!]),
         conditioningScale,
         guessMode: options.guess_mode === true || this.controlnet!.config.global_pool_conditions,
       });
@@ -327,10 +324,19 @@ export class StableDiffusionPipeline {
       held.push(unetText);
       const controlText = control && (await textValues(this.engine, control, inputs, (ctx) => void controlOf(ctx, ...leaves(ctx, controlRows, channels), 1)));
       if (controlText) held.push(controlText);
-      const contextOf = (graph: Tensor['graph'], weights: WeightStore, text: TextValues): ModelContext => {
+      const contextOf = (graph: Tensor['graph'], weights: WeightStore, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
         const own = new Parameters(graph);
         parameters.push([own, weights]);
-        return { graph, parameters: own, hoist: text.hoist(graph) };
+        return { graph, parameters: own, hoist };
+      };
+      // Both models have layers of the same names.
+      const hoisted = (graph: Tensor['graph'], text: TextValues, step: StepContext, model: string): NonNullable<ModelContext['hoist']> => {
+        const ofText = text.hoist(graph);
+        return (value, compute) => (value.of === 'text' ? ofText(value, compute) : step.hoist({ path: `${model}${value.path}` }, compute));
+      };
+      const timeOf = (graph: Tensor['graph'], timestep: Tensor, weights: WeightStore, model: string, build: (ctx: ModelContext, sample: Tensor) => unknown): [string, Tensor][] => {
+        const sample = graph.input('sample', [timestep.shape[0]!, model ? channels : this.unet.config.in_channels, height, width]);
+        return [...hoistables('time', (hoist) => build(contextOf(graph, weights, hoist), sample))].map(([path, value]) => [`${model}${path}`, value]);
       };
       const sampler = await createGpuSampler(this.engine, {
         program,
@@ -341,11 +347,16 @@ export class StableDiffusionPipeline {
           let residuals: ControlResiduals | undefined;
           if (control && controlText) {
             const half = (t: Tensor): Tensor => (guess ? slice(t, 0, batch, batch) : t);
-            const own = controlOf(contextOf(graph, control, controlText), half(x), half(timestep), this.controlScale(options, step, program.steps.length));
+            const own = controlOf(contextOf(graph, control, hoisted(graph, controlText, step, 'controlnet.')), half(x), half(timestep), this.controlScale(options, step, program.steps.length));
             residuals = guess ? forPositiveHalf(own) : own;
           }
-          return unetOf(contextOf(graph, unet, unetText), sample, timestep, residuals);
+          return unetOf(contextOf(graph, unet, hoisted(graph, unetText, step, '')), sample, timestep, residuals);
         },
+        timeValues: (graph, timestep) =>
+          new Map([
+            ...timeOf(graph, timestep, unet, '', (ctx, sample) => unetOf(ctx, sample, timestep)),
+            ...(control ? timeOf(graph, timestep, control, 'controlnet.', (ctx, sample) => controlOf(ctx, sample, timestep, 1)) : []),
+          ]),
         // At full strength nothing of the image is left in the start of inpainting.
         ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
         ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),

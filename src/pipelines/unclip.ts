@@ -19,7 +19,7 @@ import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../m
 import { unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createSampler, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions } from './component';
+import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions, type LoadingOptions } from './component';
 import { clipTextEncoder, conditionUNet } from './declarations';
 import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
@@ -115,15 +115,15 @@ const pixelUNet = (name: string): ComponentOptions<UNet2DConfig> => ({
   },
 });
 
-async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string): Promise<Components> {
+async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string, loading: LoadingOptions): Promise<Components> {
   await checkPipelineClass(folder, pipeline);
   const components = {
-    textEncoder: await Component.open(engine, folder, clipTextEncoder({ projection: true })),
+    textEncoder: await Component.open(engine, folder, clipTextEncoder({ projection: true }), loading),
     tokenizer: await loadTokenizer(folder),
-    textProj: await Component.open(engine, folder, textProjection),
-    decoder: await Component.open(engine, folder, conditionUNet('decoder')),
-    superResFirst: await Component.open(engine, folder, pixelUNet('super_res_first')),
-    superResLast: await Component.open(engine, folder, pixelUNet('super_res_last')),
+    textProj: await Component.open(engine, folder, textProjection, loading),
+    decoder: await Component.open(engine, folder, conditionUNet('decoder'), loading),
+    superResFirst: await Component.open(engine, folder, pixelUNet('super_res_first'), loading),
+    superResLast: await Component.open(engine, folder, pixelUNet('super_res_last'), loading),
     decoderScheduler: await openScheduler(folder, 'decoder_scheduler'),
     superResScheduler: await openScheduler(folder, 'super_res_scheduler'),
   };
@@ -276,9 +276,9 @@ export class UnCLIPPipeline extends UnCLIPBase {
   }
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<UnCLIPPipeline> {
-    const components = await openComponents(engine, folder, 'UnCLIPPipeline');
-    return new UnCLIPPipeline(engine, components, await Component.open(engine, folder, { name: 'prior', weights: 'diffusion_pytorch_model', parse: parsePriorTransformerConfig, declare: (ctx, config) => void priorTransformer(ctx, config, priorTransformerInputs(ctx, config, 1)) }), await openScheduler(folder, 'prior_scheduler'));
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<UnCLIPPipeline> {
+    const components = await openComponents(engine, folder, 'UnCLIPPipeline', loading);
+    return new UnCLIPPipeline(engine, components, await Component.open(engine, folder, { name: 'prior', weights: 'diffusion_pytorch_model', parse: parsePriorTransformerConfig, declare: (ctx, config) => void priorTransformer(ctx, config, priorTransformerInputs(ctx, config, 1)) }, loading), await openScheduler(folder, 'prior_scheduler'));
   }
 
   async generate(call: UnCLIPCall): Promise<PipelineImages> {
@@ -327,14 +327,14 @@ export class UnCLIPImageVariationPipeline extends UnCLIPBase {
     super(engine, 'UnCLIPImageVariationPipeline', components);
   }
 
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<UnCLIPImageVariationPipeline> {
-    const components = await openComponents(engine, folder, 'UnCLIPImageVariationPipeline');
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<UnCLIPImageVariationPipeline> {
+    const components = await openComponents(engine, folder, 'UnCLIPImageVariationPipeline', loading);
     const encoder = await Component.open(engine, folder, {
       name: 'image_encoder',
       weights: 'model',
       parse: parseCLIPVisionConfig,
       declare: (ctx, config) => void clipVision(ctx, config, ctx.graph.input('pixels', [1, config.num_channels, config.image_size, config.image_size]), { projection: true }),
-    });
+    }, loading);
     return new UnCLIPImageVariationPipeline(engine, components, encoder, await imageStatistics(folder));
   }
 
