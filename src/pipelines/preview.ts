@@ -92,7 +92,8 @@ export interface LatentDecoder {
  * Each latent pixel to one colour, linearly: what fits the decoder best on patches of noise. Coarse, but of the right colours, and of no cost. The
  * decoder runs once, on a few small latents.
  */
-export async function linearPreview({ channels, factor, decode }: LatentDecoder): Promise<PreviewDecoder> {
+export async function linearPreview(decoder: LatentDecoder): Promise<PreviewDecoder> {
+  const { channels, factor } = decoder;
   const [count, side, patch] = [4, 16, 4];
   const shape = [count, channels, side, side];
   const noise = normals(0, { index: 0, step: 0, stream: RngStream.noise }, numel(shape));
@@ -102,7 +103,7 @@ export async function linearPreview({ channels, factor, decode }: LatentDecoder)
   };
   // Patches, and a little texture.
   const latents = noise.map((z, i) => 0.9 * noise[cell(i)]! + 0.1 * z);
-  const pixels = await decode(latents, shape);
+  const pixels = await decoder.decode(latents, shape);
   const plane = side * side;
   const inputs: number[][] = [];
   const colours: number[][] = [];
