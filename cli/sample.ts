@@ -20,6 +20,7 @@ import { checkMemory, estimatePipeline } from '../src/pipelines/memory';
 import type { PreviewDecoder } from '../src/pipelines/preview';
 import type { SamplerPreview } from '../src/sampler/sample';
 import { openEngine, print } from './engine';
+import { showStorage } from './format';
 import { families, type OpenFamily, type Part, type PartImages } from './sample_families';
 import { shardPath, shardRange } from './shard';
 import { addSampleOptions, checkTaken, type SampleOptions } from './sample_options';
@@ -61,7 +62,8 @@ Examples:
         if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
         const result = await sampleParts(pipeline, options, range);
         await writeImages(options.out, result, { ...made(options), model, ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
-        print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name, pipeline: kind }), () => `${result.shape[0]} images in ${options.out}`);
+        const weights = pipeline.storage?.();
+        print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name, pipeline: kind, ...(weights && { weights }) }), () => `${weights && options.weights !== 'auto' ? `${showStorage(weights)}\n` : ''}${result.shape[0]} images in ${options.out}`);
       } finally {
         await pipeline?.destroy();
         engine.destroy();

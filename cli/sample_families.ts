@@ -9,6 +9,7 @@ import { openTensorFile } from '../src/node/file_source';
 import { readImages } from '../src/node/image_file';
 import { openNamedModel } from './model';
 import { DDPMPipeline, schedulerNames } from '../src/pipelines/ddpm';
+import type { StorageReport } from '../src/model/weight_error';
 import type { LoadingOptions } from '../src/pipelines/component';
 import { IFPipeline, IFSuperResolutionPipeline, type PromptEmbeds } from '../src/pipelines/deepfloyd_if';
 import { DiTPipeline } from '../src/pipelines/dit';
@@ -50,6 +51,8 @@ export interface OpenFamily {
   run(part: Part): Promise<PartImages>;
   /** Decoder of the previews. */
   preview(): Promise<PreviewDecoder>;
+  /** How weights lie in GPU memory, where they stay there. */
+  storage?(): readonly StorageReport[];
   destroy(): void | Promise<void>;
 }
 
@@ -98,6 +101,7 @@ const ddpm: Family = {
         count: labels?.length ?? 1,
         batch: 32,
         preview: async () => pixelPreview,
+        storage: () => pipeline.weights.storageReport(),
         destroy: () => pipeline.destroy(),
         async run(part) {
           const { seed, sampleOffset, generator, signal, onProgress, onPreview } = part;
