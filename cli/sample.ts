@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import { mkdir } from 'node:fs/promises';
 import path from 'node:path';
 import { Option, type Command } from 'commander';
@@ -16,6 +16,7 @@ import { weightStorages, type WeightStorage } from '../src/model/weight_format';
 import { number, positiveInteger, wholeNumber } from './arguments';
 import { openEngine, print } from './engine';
 import { showStorage } from './format';
+import { shard, shardPath, shardRange, type Shard } from './shard';
 
 interface Options {
   model?: string;
@@ -30,6 +31,7 @@ interface Options {
   seed: number;
   offset: number;
   batch: number;
+  shard?: Shard;
   out: string;
   overwrite?: boolean;
   json?: boolean;
@@ -67,20 +69,24 @@ export function addSample(program: Command): void {
     .option('--seed <number>', 'image i depends on the seed and i alone', wholeNumber, 0)
     .option('--offset <number>', 'number of the first image: parts of a large job can be computed apart', wholeNumber, 0)
     .option('--batch <count>', 'images computed at once', positiveInteger, 32)
+    .option('--shard <index/count>', 'make one part of the job, from 0/COUNT to COUNT-1/COUNT: all parts together are what one machine makes', shard)
     .requiredOption('--out <path>', 'a grid as .png, tensors as .safetensors, or a folder of PNGs')
     .option('--overwrite', 'replace existing output')
     .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')
-    .addHelpText('after', '\nExamples:\n  bruit sample --labels 0-9 --n 100 --out digits.png\n  bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/\n  bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors')
-    .action(async (options: Options) => {
-      // Looked at before the work starts; the writers look again.
-      if (existsSync(options.out) && !options.overwrite) throw new BruitError('input', `${options.out} exists already; choose another --out or give --overwrite`);
+    .addHelpText('after', '\nExamples:\n  bruit sample --labels 0-9 --n 100 --out digits.png\n  bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/\n  bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors\n  bruit sample --n 10000 --labels 0-9 --shard 3/16 --out samples/')
+    .action(async (given: Options) => {
+      const options = given.shard ? { ...given, out: shardPath(given.out, given.shard) } : given;
+      const range = options.shard && shardRange(options.shard, options.n ?? options.labels?.length ?? 1);
+      if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
+      // Looked at before the work starts; the writers look again. Shards share a folder.
+      if (existsSync(options.out) && !options.overwrite && !(range && statSync(options.out).isDirectory())) throw new BruitError('input', `${options.out} exists already; choose another --out or give --overwrite`);
       const engine = await openEngine({ tuned: true });
       let pipeline: DDPMPipeline | undefined;
       try {
         const model = options.model ?? bundledModel();
         pipeline = await DDPMPipeline.fromFolder(engine, /^https?:\/\//.test(model) ? urlFolder(model) : directory(model), { component: options.component, weights: options.weights });
-        const result = await sampleWithProgress(pipeline, options, options.json ?? false);
-        await writeImages(options.out, result, { ...parameters(options, model), adapter: engine.profile.name }, options.overwrite ?? false);
+        const result = await sampleWithProgress(pipeline, options, range);
+        await writeImages(options.out, result, { ...parameters(options, model), ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
         const storage = pipeline.weights.storageReport();
         print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name, weights: storage }), () => `${options.weights === 'auto' ? '' : `${showStorage(storage)}\n`}${result.shape[0]} images in ${options.out}`);
       } finally {
@@ -92,7 +98,7 @@ export function addSample(program: Command): void {
 
 const parameters = ({ labels, steps, scheduler, eta, guidance, seed, offset }: Options, model: string) => ({ model, labels, steps, scheduler, eta, guidance, seed, offset });
 
-async function sampleWithProgress(pipeline: DDPMPipeline, o: Options, json: boolean): Promise<GeneratedImages> {
+async function sampleWithProgress(pipeline: DDPMPipeline, o: Options, range: readonly [number, number] | undefined): Promise<GeneratedImages> {
   const generate: GenerateOptions = {
     ...(o.n !== undefined && { count: o.n }),
     ...(o.labels && { labels: o.labels }),
@@ -103,8 +109,9 @@ async function sampleWithProgress(pipeline: DDPMPipeline, o: Options, json: bool
     seed: o.seed,
     sampleOffset: o.offset,
     batchSize: o.batch,
+    ...(range && { range }),
   };
-  return generateWithProgress(pipeline, generate, json);
+  return generateWithProgress(pipeline, generate, o.json ?? false);
 }
 
 /** Generates under a progress bar; Ctrl-C aborts cleanly. */
@@ -128,8 +135,8 @@ export async function generateWithProgress(pipeline: DDPMPipeline, options: Gene
   }
 }
 
-/** Writes images as the extension of `out` says, with what made them in the metadata. */
-export async function writeImages(out: string, { images, shape, labels }: GeneratedImages, made: Record<string, unknown>, overwrite: boolean): Promise<void> {
+/** Writes images as the extension of `out` says, with what made them in the metadata; in a folder, image `first` and on. */
+export async function writeImages(out: string, { images, shape, labels }: GeneratedImages, made: Record<string, unknown>, overwrite: boolean, first = 0): Promise<void> {
   const batch = { data: images, shape };
   const text = { Software: 'bruit', parameters: JSON.stringify(made) };
   if (out.endsWith('.safetensors')) {
@@ -142,6 +149,6 @@ export async function writeImages(out: string, { images, shape, labels }: Genera
     const scale = Math.max(1, Math.floor(56 / shape[3]));
     await writeFileAtomic(out, encodePng(imageGrid(batch, { columns, scale, ...(labels && { labels: Array.from(labels, String) }) }), text), { overwrite });
   } else {
-    await writePngFolder(out, batch, { overwrite, text: (i) => (labels ? { ...text, label: String(labels[i]) } : text) });
+    await writePngFolder(out, batch, { start: first, overwrite, text: (i) => (labels ? { ...text, label: String(labels[i - first]) } : text) });
   }
 }

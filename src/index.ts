@@ -4,6 +4,7 @@ export { BruitError } from './engine/errors';
 export { Graph, Tensor, type TensorSpec } from './engine/graph';
 export { gradients } from './engine/autodiff';
 export { compile, Program, type BufferView, type CompileOptions } from './engine/program';
+export { ImageOutput } from './engine/image_output';
 export { profile, profileTable, chromeTrace, type Profile } from './engine/profiler';
 export { estimate, type GraphEstimate } from './engine/estimate';
 export { measurePeak } from './engine/peak';

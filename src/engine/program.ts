@@ -107,6 +107,11 @@ class ProgramMemory {
     return this.planned.plan;
   }
 
+  /** What {@link allocate} will take: shared memory of values, and leaves that are not the caller's. */
+  get bytes(): number {
+    return this.planned.leaves.reduce((n, t) => n + (this.bindings.has(t) ? 0 : padded(t.bytes)), this.plan.plannedBytes);
+  }
+
   async allocate(poison: boolean): Promise<void> {
     const { device, profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
@@ -295,6 +300,11 @@ export class Program {
     return this.memory.plan;
   }
 
+  /** GPU memory of the program's own, as planned: values, and leaves without `bindings`. Parameters of kernels, a few bytes each, are not in it. */
+  get bytes(): number {
+    return this.memory.bytes;
+  }
+
   /** Writes an input or state before the next run. `data` fills the tensor; f16 tensors take f16 bits as Uint16Array. */
   write(t: Tensor, data: HostData | Uint16Array): void {
     this.assertUsable();
@@ -324,17 +334,26 @@ export class Program {
     for (let k = 0; k < times; k++) {
       for (const steps of this.submissions) {
         const encoder = device.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        let pipeline: GPUComputePipeline | undefined;
-        for (const step of steps) {
-          if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
-          pass.setBindGroup(0, step.bindGroup);
-          pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
-        }
-        pass.end();
+        this.encode(encoder, steps);
         device.queue.submit([encoder.finish()]);
       }
     }
+  }
+
+  /**
+   * Records one replay into the caller's command encoder, as one compute pass; it runs when the caller submits. {@link run} cuts long programs into
+   * several submissions, here that is the caller's to do: `steps` may be any part of {@link Program.steps}, in order.
+   */
+  encode(encoder: GPUCommandEncoder, steps: readonly Step[] = this.steps): void {
+    this.assertUsable();
+    const pass = encoder.beginComputePass();
+    let pipeline: GPUComputePipeline | undefined;
+    for (const step of steps) {
+      if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
+      pass.setBindGroup(0, step.bindGroup);
+      pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
+    }
+    pass.end();
   }
 
   /** Resolves when everything submitted so far has run; rejects if the device was lost. */

@@ -7,7 +7,7 @@ import { showShape } from '../engine/shape';
 import { currentName } from '../io/names';
 import { downsampleConv, resnet, selfAttention, upsampleConv, type ResnetOptions } from './blocks';
 import { ConfigReader } from './config';
-import { activationName, conv, groupNorm, module, type ModelContext } from './layers';
+import { activationName, conv, groupNorm, module, recomputable, type ModelContext } from './layers';
 
 const downTypes = ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'] as const;
 const upTypes = ['UpDecoderBlock2D', 'AttnUpDecoderBlock2D'] as const;
@@ -72,12 +72,12 @@ const attentionBlock = (ctx: ModelContext, name: string, x: Tensor, config: Auto
   selfAttention(ctx, name, x, { heads: 1, headDim: x.shape[3]!, groups: config.norm_num_groups, eps: 1e-6 });
 
 const midBlock = (ctx: ModelContext, x: Tensor, config: AutoencoderKLConfig): Tensor =>
-  module(ctx, 'mid_block', () => {
+  module(ctx, 'mid_block', () => recomputable(ctx, () => {
     const out = x.shape[3]!;
     let h = resnet(ctx, 'resnets.0', x, { ...base(config), out });
     if (config.mid_block_add_attention) h = attentionBlock(ctx, 'attentions.0', h, config);
     return resnet(ctx, 'resnets.1', h, { ...base(config), out });
-  });
+  }));
 
 const normOut = (ctx: ModelContext, x: Tensor, config: AutoencoderKLConfig): Tensor => groupNorm(ctx, 'conv_norm_out', x, { groups: config.norm_num_groups, eps: 1e-6, act: 'silu' });
 
@@ -99,14 +99,14 @@ export function encodeImage(ctx: ModelContext, config: AutoencoderKLConfig, imag
     const channels = config.block_out_channels;
     let x = conv(ctx, 'conv_in', cast(transpose(image, [0, 2, 3, 1]), ctx.computeType ?? 'f32'), channels[0]!);
     config.down_block_types.forEach((type, i) => {
-      x = module(ctx, `down_blocks.${i}`, () => {
+      x = module(ctx, `down_blocks.${i}`, () => recomputable(ctx, () => {
         let y = x;
         for (let j = 0; j < config.layers_per_block; j++) {
           y = resnet(ctx, `resnets.${j}`, y, { ...base(config), out: channels[i]! });
           if (type === 'AttnDownEncoderBlock2D') y = attentionBlock(ctx, `attentions.${j}`, y, config);
         }
         return i === channels.length - 1 ? y : downsampleConv(ctx, 'downsamplers.0', y, 0);
-      });
+      }));
     });
     return conv(ctx, 'conv_out', normOut(ctx, midBlock(ctx, x, config), config), 2 * config.latent_channels);
   });
@@ -149,11 +149,11 @@ export const decodeRest = (ctx: ModelContext, config: AutoencoderKLConfig, featu
   });
 
 const upBlock = (ctx: ModelContext, x: Tensor, config: AutoencoderKLConfig, i: number): Tensor =>
-  module(ctx, `up_blocks.${i}`, () => {
+  module(ctx, `up_blocks.${i}`, () => recomputable(ctx, () => {
     const last = config.block_out_channels.length - 1;
     for (let j = 0; j <= config.layers_per_block; j++) {
       x = resnet(ctx, `resnets.${j}`, x, { ...base(config), out: config.block_out_channels[last - i]! });
       if (config.up_block_types[i] === 'AttnUpDecoderBlock2D') x = attentionBlock(ctx, `attentions.${j}`, x, config);
     }
     return i === last ? x : upsampleConv(ctx, 'upsamplers.0', x, [x.shape[1]! * 2, x.shape[2]! * 2]);
-  });
+  }));

@@ -6,7 +6,7 @@ import { compile, type BufferView, type Program } from '../engine/program';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
 import type { MatchOptions } from '../io/checkpoint';
 import type { TensorStore } from '../io/safetensors';
-import type { ModelContext } from '../model/layers';
+import { hoistables, type ModelContext } from '../model/layers';
 import { MergedLoras, readLora, type WeightedLora } from '../model/lora';
 import { Parameters, WeightStore } from '../model/parameters';
 import type { StorageReport } from '../model/weight_error';
@@ -178,16 +178,7 @@ export interface TextValues {
 /** @param build Adds the whole denoiser; what is not needed for the text's values is dead code. */
 export async function textValues(engine: Engine, weights: WeightStore, inputs: Readonly<Record<string, HostData>>, build: (ctx: ModelContext) => void): Promise<TextValues> {
   const parameters = new Parameters(new Graph());
-  const values = new Map<string, Tensor>();
-  build({
-    graph: parameters.graph,
-    parameters,
-    hoist({ path, of }, compute) {
-      const value = compute();
-      if (of === 'text') values.set(path, value);
-      return value;
-    },
-  });
+  const values = hoistables('text', (hoist) => build({ graph: parameters.graph, parameters, hoist }));
   const bindings = new Map<Tensor, BufferView>();
   if (values.size === 0) return { hoist: () => (_, compute) => compute(), bindings, destroy: () => undefined };
   const program = await compile(engine, parameters.graph, { outputs: [...values.values()], bindings: weights.bindings(parameters), label: 'text values' });

@@ -1,13 +1,15 @@
 /** Class-conditional latent diffusion with a transformer: diffusers' DiTPipeline (Peebles & Xie 2023; model_index.json, transformer/, vae/, scheduler/). */
 import type { Engine } from '../engine/device';
 import { check } from '../engine/errors';
+import type { Tensor } from '../engine/graph';
 import type { ModelFolder } from '../io/folder';
 import { decodeLatent, latentFactor, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import type { ModelContext } from '../model/layers';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
 import { latentDecoder } from './declarations';
-import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
+import { Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 export interface DiTCall extends PipelineCall {
   /** One class for each image, 0 to num_embeds_ada_norm − 1. */
@@ -55,7 +57,7 @@ export class DiTPipeline {
     const size = config.sample_size!;
     const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
-    const labels = Int32Array.from([...(guided(guidanceScale) ? class_labels.map(() => none) : []), ...class_labels]);
+    const model = (ctx: ModelContext, sample: Tensor, timestep: Tensor, classLabels: Tensor | undefined): Tensor => transformer2d(ctx, config, { sample, timestep, classLabels });
     const latents = await transformer.use((weights) =>
       runStage({
         engine,
@@ -65,7 +67,9 @@ export class DiTPipeline {
         guidanceScale,
         weights,
         progress,
-        model: (ctx, sample, timestep, inputs) => transformer2d(ctx, config, { sample, timestep, classLabels: inputs.add('class_labels', [labels.length], labels) }),
+        labels: { classes: Int32Array.from(class_labels), none },
+        model: (ctx, sample, timestep, _inputs, _step, labels) => model(ctx, sample, timestep, labels),
+        timeModel: model,
       }),
     );
     const side = size * latentFactor(vae.config);

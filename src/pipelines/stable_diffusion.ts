@@ -17,7 +17,7 @@ import type { TensorStore } from '../io/safetensors';
 import { decodeLatent, encodeImage, latentFactor, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { clipText, type CLIPTextConfig } from '../model/clip';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, type ControlNetConfig } from '../model/controlnet';
-import type { ModelContext } from '../model/layers';
+import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
 import { conditionInputs, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
@@ -144,7 +144,8 @@ export class StableDiffusionPipeline {
         )
       : undefined;
     const { addition_embed_type: addition, in_channels: channels } = unet.config;
-    check(addition === null, 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
+    // "text" pools the same text, so the pipeline has all that it needs.
+    check(addition === null || addition === 'text', 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
     const latent = vae.config.latent_channels;
     check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
     return new StableDiffusionPipeline(engine, folder.name, await loadTokenizer(folder), textEncoder, unet, vae, await openScheduler(folder), controlnet);
@@ -306,13 +307,13 @@ export class StableDiffusionPipeline {
     const inputLatents = (graph: Tensor['graph'], x: Tensor): Tensor =>
       start.maskedImage ? concat([x, graph.input('mask_input', [rows, 1, height, width]), graph.input('masked_image_latents', [rows, channels, height, width])], 1) : x;
     const unetOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, residuals?: ControlResiduals): Tensor =>
-      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [rows, height, width], tokens: hiddenShape[0] }, { sample, timestep }), control: residuals });
+      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [sample.shape[0]!, height, width], tokens: hiddenShape[0] }, { sample, timestep }), control: residuals });
     const controlOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, conditioningScale: Tensor | number): ControlResiduals =>
       controlNet(ctx, this.controlnet!.config, {
         sample,
         timestep,
-        encoderHiddenStates: ctx.graph.input('control_hidden_states', [controlRows, ...hiddenShape]),
-        controlnetCond: ctx.graph.input('controlnet_cond', [controlRows, options.control_image!.shape[1]!, options.control_image!.shape[2]!, options.control_image!.shape[3]!]),
+        encoderHiddenStates: ctx.graph.input('control_hidden_states', [sample.shape[0]!, ...hiddenShape]),
+        controlnetCond: ctx.graph.input('controlnet_cond', [sample.shape[0]!, options.control_image!.shape[1]!, options.control_image!.shape[2]!, options.control_image!.shape[3]!]),
         conditioningScale,
         guessMode: options.guess_mode === true || this.controlnet!.config.global_pool_conditions,
       });
@@ -323,10 +324,19 @@ export class StableDiffusionPipeline {
       held.push(unetText);
       const controlText = control && (await textValues(this.engine, control, inputs, (ctx) => void controlOf(ctx, ...leaves(ctx, controlRows, channels), 1)));
       if (controlText) held.push(controlText);
-      const contextOf = (graph: Tensor['graph'], weights: WeightStore, text: TextValues): ModelContext => {
+      const contextOf = (graph: Tensor['graph'], weights: WeightStore, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
         const own = new Parameters(graph);
         parameters.push([own, weights]);
-        return { graph, parameters: own, hoist: text.hoist(graph) };
+        return { graph, parameters: own, hoist };
+      };
+      // Both models have layers of the same names.
+      const hoisted = (graph: Tensor['graph'], text: TextValues, step: StepContext, model: string): NonNullable<ModelContext['hoist']> => {
+        const ofText = text.hoist(graph);
+        return (value, compute) => (value.of === 'text' ? ofText(value, compute) : step.hoist({ path: `${model}${value.path}` }, compute));
+      };
+      const timeOf = (graph: Tensor['graph'], timestep: Tensor, weights: WeightStore, model: string, build: (ctx: ModelContext, sample: Tensor) => unknown): [string, Tensor][] => {
+        const sample = graph.input('sample', [timestep.shape[0]!, model ? channels : this.unet.config.in_channels, height, width]);
+        return [...hoistables('time', (hoist) => build(contextOf(graph, weights, hoist), sample))].map(([path, value]) => [`${model}${path}`, value]);
       };
       const sampler = await createGpuSampler(this.engine, {
         program,
@@ -337,11 +347,16 @@ export class StableDiffusionPipeline {
           let residuals: ControlResiduals | undefined;
           if (control && controlText) {
             const half = (t: Tensor): Tensor => (guess ? slice(t, 0, batch, batch) : t);
-            const own = controlOf(contextOf(graph, control, controlText), half(x), half(timestep), this.controlScale(options, step, program.steps.length));
+            const own = controlOf(contextOf(graph, control, hoisted(graph, controlText, step, 'controlnet.')), half(x), half(timestep), this.controlScale(options, step, program.steps.length));
             residuals = guess ? forPositiveHalf(own) : own;
           }
-          return unetOf(contextOf(graph, unet, unetText), sample, timestep, residuals);
+          return unetOf(contextOf(graph, unet, hoisted(graph, unetText, step, '')), sample, timestep, residuals);
         },
+        timeValues: (graph, timestep) =>
+          new Map([
+            ...timeOf(graph, timestep, unet, '', (ctx, sample) => unetOf(ctx, sample, timestep)),
+            ...(control ? timeOf(graph, timestep, control, 'controlnet.', (ctx, sample) => controlOf(ctx, sample, timestep, 1)) : []),
+          ]),
         // At full strength nothing of the image is left in the start of inpainting.
         ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
         ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),

@@ -17,7 +17,7 @@ interface Tensor {
 }
 
 /** What a case's inputs are, which no check recomputes, and what it cannot recompute. */
-const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output|input_ids|attention_mask|pixel_values|image|latent|encoder_hidden_states|hidden_states|proj_embedding)$|\.noise$/;
+const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output|input_ids|attention_mask|pixel_values|image|latent|encoder_hidden_states|encoder_attention_mask|timestep_cond|hidden_states|proj_embedding)$|\.noise$/;
 const cases: Record<string, { files: string[]; impossible: RegExp; given?: RegExp }> = {
   ...Object.fromEntries(modelCases.map((name) => [name, { files: ['io.safetensors'], impossible: /^$/ }])),
   unet2d_cifar_tiny: { files: ['io.safetensors', 'train.safetensors'], impossible: /^$/ },
@@ -26,6 +26,7 @@ const cases: Record<string, { files: string[]; impossible: RegExp; given?: RegEx
   dit_tiny: { files: ['io.safetensors'], impossible: /^$/ },
   prior_transformer_tiny: { files: ['io.safetensors'], impossible: /^$/ },
   train_unet2d_condition: { files: ['io.safetensors'], impossible: /^$/ },
+  train_unet2d_condition_k: { files: ['io.safetensors'], impossible: /^$/ },
   train_unet2d_vpred: { files: ['io.safetensors'], impossible: /weight_snr_plus_one_inside$/ },
   hybrid_loss: { files: ['io.safetensors'], impossible: /^$/ },
   schedulers: { files: ['io.safetensors'], impossible: /^$/ },

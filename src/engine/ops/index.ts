@@ -19,5 +19,6 @@ export { softmax } from './softmax';
 export { accumulateInto, copyInto, increment, zero } from './state';
 export { mean, sum, sumSquares, total } from './sum';
 export { gaussianFourierProjection, timestepEmbedding } from './timestep_embedding';
+export { toRgba } from './to_rgba';
 export { upfirdn2d } from './upfirdn2d';
 export { upsampleNearest, upsampleNearest2x } from './upsample_nearest';
