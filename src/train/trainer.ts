@@ -215,6 +215,8 @@ function checkData(config: TrainConfig, dataset: ImageDataset): void {
   const channels = config.cacheLatents ? 2 * vae!.config.latent_channels : imageChannels(config);
   if (dataset.shape[0] !== channels) throw new BruitError('config', `the ${vae ? 'autoencoder' : 'model'} takes images of ${channels} channels, data set ${dataset.name} has ${dataset.shape[0]}`);
   if (config.textEncoder && !dataset.captions) throw new BruitError('config', `data set ${dataset.name} has no captions, which a ${model.kind} is trained with`);
+  const placeholder = config.textualInversion?.placeholder;
+  if (placeholder !== undefined && !dataset.captions!.some((c) => c.includes(placeholder))) throw new BruitError('config', `no caption of data set ${dataset.name} holds the placeholder_token "${placeholder}", so there is nothing to learn of it`);
   const none = nullLabel(model);
   if (none === undefined) return;
   const classes = dataset.classes?.length ?? 0;

@@ -22,7 +22,12 @@ import { loadTokenizer } from '../../src/text/tokenizer';
 import { encodeDataset } from '../../src/train/autoencoder';
 import { Trainer } from '../../src/train/trainer';
 import { openWeights } from '../../src/io/folder';
+import { parseUNet2DConditionConfig, unet2dCondition } from '../../src/model/unet2d_condition';
+import { DiffusionProcess } from '../../src/sampler/diffusion_process';
+import { noiseTables, parseSchedulerConfig } from '../../src/sampler/scheduler_config';
+import { TrainingStep } from '../../src/train/step';
 import { testDevice } from '../helpers/device';
+import { goldenJson, goldenPath } from '../helpers/golden';
 
 const engine = await Engine.create({ device: await testDevice() });
 let dir: string;
@@ -92,7 +97,11 @@ const folderBytes = async (folder: string): Promise<Record<string, string>> => {
 async function open(name: string): Promise<Trainer> {
   const { config, weights, tokenizer } = await loadRecipe(at(`${name}.json`));
   let { train: data } = await loadRecipeData(config);
-  if (config.cacheLatents) data = await encodeDataset(engine, config.vae!.config, await openWeights(weights.vae!, '.'), data);
+  if (config.cacheLatents) {
+    const store = await openWeights(weights.vae!, '.');
+    data = await encodeDataset(engine, config.vae!.config, store, data);
+    await store.close();
+  }
   return Trainer.create(engine, config, data, new BatchLoader(data, { batchSize: config.batchSize, seed: config.seed }), { weights, ...(tokenizer && { tokenizer: await loadTokenizer(tokenizer, '') }) });
 }
 
@@ -125,6 +134,40 @@ async function checkSlope(name: string): Promise<void> {
     trainer.destroy();
   }
 }
+
+test("the training step's gradients of a text-conditioned U-Net are PyTorch's", async () => {
+  const read = (name: string) => openTensorFile(goldenPath(`train_unet2d_condition/${name}`));
+  const [io, weights] = [await read('io.safetensors'), await read('diffusion_pytorch_model.safetensors')];
+  const { schedule } = goldenJson<{ schedule: object }>('train_unet2d_condition', 'case.json');
+  const config = parseUNet2DConditionConfig(goldenJson('train_unet2d_condition', 'config.json'));
+  const { betas, alphasCumprod } = noiseTables(parseSchedulerConfig({ _class_name: 'DDPMScheduler', ...schedule }));
+  const text = await io.readF32('encoder_hidden_states');
+  const step = await TrainingStep.create(engine, {
+    batch: io.tensors.get('x0')!.shape as [number, number, number, number],
+    buildModel: (ctx, sample, timestep) => unet2dCondition(ctx, config, { sample, timestep, encoderHiddenStates: ctx.graph.constant('text', io.tensors.get('encoder_hidden_states')!.shape, text) }),
+    process: new DiffusionProcess(betas, alphasCumprod),
+    loss: { predictionType: 'epsilon' },
+    optimizer: { kind: 'adamw', beta1: 0.9, beta2: 0.999, eps: 1e-8, weightDecay: 0 },
+    learningRates: [0],
+    emaDecay: 0,
+    seed: 0,
+    labelled: false,
+    recordedDraws: true,
+  });
+  await step.weights.load(weights);
+  step.write({ images: await io.readF32('x0'), noise: await io.readF32('noise'), t: await io.readI32('t') });
+  step.run();
+  const [metrics] = await step.metrics(0);
+  expect(Math.abs(metrics!.loss - (await io.readF32('loss'))[0]!)).toBeLessThan(1e-5);
+  const gradients = await step.gradients.readAll();
+  const largest = Math.max(...gradients.flatMap((t) => Array.from(t.data, Math.abs)));
+  for (const { name, data } of gradients) {
+    const expected = await io.readF32(`grad.${name}`);
+    data.forEach((g, i) => expect(Math.abs(g - expected[i]!), name).toBeLessThan(1e-4 * largest));
+  }
+  await Promise.all([io.close(), weights.close()]);
+  step.destroy();
+});
 
 test('an autoencoder learns, stops and goes on, and measures its scaling factor', async () => {
   const json = { model: vae, data: captions(), train: { ...train, steps: 12, learning_rate: 1e-2, checkpoint_every: 6, kl_weight: 1e-3 } };
@@ -196,9 +239,10 @@ test('LoRA: the base stays, the file is diffusers', async () => {
 });
 
 test('textual inversion learns the embeddings of one new word alone', async () => {
-  const json = { pipeline: at('pipeline'), data: captions(), train: { ...train, method: 'textual_inversion', placeholder_token: 'threes', initializer_token: 'three', num_vectors: 2 } };
-  // "threes" is a word that the tokenizer knows.
-  await expect(run('inversion', json)).rejects.toThrow(/placeholder_token "threes" is a word that the tokenizer knows/);
+  const json = { pipeline: at('pipeline'), data: captions(), train: { ...train, method: 'textual_inversion', placeholder_token: 'seven', initializer_token: 'three', num_vectors: 2 } };
+  await expect(run('inversion', json)).rejects.toThrow(/placeholder_token "seven" is a word that the tokenizer knows/);
+  json.train.placeholder_token = '<foo>';
+  await expect(run('inversion', json)).rejects.toThrow(/no caption of data set .* holds the placeholder_token "<foo>"/);
   const index = at('images', 'metadata.jsonl');
   const text = await readFile(index, 'utf8');
   await writeFile(index, text.replaceAll('a seven', 'a <bar>'));
