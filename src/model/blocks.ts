@@ -58,7 +58,7 @@ export function adaGroupNorm(ctx: ModelContext, name: string, x: Tensor, temb: T
     const channels = x.shape[3]!;
     if (!(o.groups > 0 && channels % o.groups === 0)) throw new BruitError('config', `group norm ${ctx.graph.path}: ${channels} channels do not divide into ${o.groups} groups`);
     const time = hoistable(ctx, 'linear', 'time', () => linear(ctx, 'linear', temb, 2 * channels));
-    const [factor, offset] = split(reshape(time, [x.shape[0]!, 1, 1, 2 * channels]), 3, [channels, channels]) as [Tensor, Tensor];
+    const [factor, offset] = split(reshape(time, [time.shape[0]!, 1, 1, 2 * channels]), 3, [channels, channels]) as [Tensor, Tensor];
     const unit = (value: number): Tensor => ctx.graph.constant(value ? 'ones' : 'zeros', [channels], new Float32Array(channels).fill(value));
     return add(mul(groupNormOp(x, unit(1), unit(0), { ...o, silu: false }), shift(factor, 1)), offset);
   });
@@ -67,7 +67,6 @@ export function adaGroupNorm(ctx: ModelContext, name: string, x: Tensor, temb: T
 /** ResnetBlock2D: norm, act, conv, time embedding, norm, act, dropout, conv, plus the shortcut. x [N,H,W,C] → [N,H',W',out]. */
 export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOptions): Tensor {
   return module(ctx, name, () => {
-    const [n] = x.shape;
     const { temb, convOut = o.out } = o;
     const ada = o.timeScaleShift === 'ada_group';
     const norm = (part: string, input: Tensor, groups: number): Tensor =>
@@ -81,7 +80,9 @@ export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOpti
     h = conv(ctx, 'conv1', h, o.out);
     const groups = o.groupsOut ?? o.groups;
     const scaleShift = o.timeScaleShift === 'scale_shift';
-    const time = temb && !ada && reshape(hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out)), [n!, 1, 1, -1]);
+    const projected = temb && !ada && hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out));
+    // Of each image, or one for all.
+    const time = projected && reshape(projected, [projected.shape[0]!, 1, 1, -1]);
     if (time && scaleShift) {
       const [factor, offset] = split(time, 3, [o.out, o.out]) as [Tensor, Tensor];
       h = groupNorm(ctx, 'norm2', h, { groups, eps: o.eps });

@@ -104,13 +104,13 @@ export interface TransformerBlockOptions {
 /** diffusers' BasicTransformerBlock: self-attention, cross-attention, feed-forward, each after a norm and with a residual. x [N,T,C]. */
 export function transformerBlock(ctx: ModelContext, name: string, x: Tensor, o: TransformerBlockOptions): Tensor {
   return module(ctx, name, () => {
-    const [n, , width] = x.shape as [number, number, number];
+    const width = x.shape[2]!;
     const { heads, headDim, context, mask, affine = true, dropout = 0 } = o;
     if (context && !o.doubleSelfAttention && o.crossAttentionDim !== null && context.states.shape[2] !== o.crossAttentionDim) {
       throw new BruitError('shape', `${ctx.graph.path}: encoder_hidden_states ${showShape(context.states.shape)} must have cross_attention_dim = ${o.crossAttentionDim} channels`);
     }
     const attend = { heads, headDim, bias: o.attentionBias, dropout };
-    const gates = o.modulation && split(reshape(hoistable(ctx, 'norm1.linear', 'time', () => ctx.graph.scope('norm1', () => o.modulation!(width))), [n, 1, 6 * width]), 2, Array<number>(6).fill(width));
+    const gates = o.modulation && split(reshape(hoistable(ctx, 'norm1.linear', 'time', () => ctx.graph.scope('norm1', () => o.modulation!(width))), [-1, 1, 6 * width]), 2, Array<number>(6).fill(width));
     const [shift1, scale1, gate1, shift2, scale2, gate2] = gates ?? [];
 
     let h = gates ? modulate(layerNorm(ctx, 'norm1.norm', x, { eps: 1e-6, affine: false }), shift1!, scale1!) : layerNorm(ctx, 'norm1', x, { affine });
