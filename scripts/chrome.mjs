@@ -7,8 +7,11 @@ import { delimiter, extname, join, normalize, sep } from 'node:path';
 import puppeteer from 'puppeteer-core';
 import { load } from './build.mjs';
 
-/** Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. `close()` it; its profile goes with it. */
-export async function launchChrome({ adapter = 'software' } = {}) {
+/**
+ * Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. With `canvas`, canvases can be drawn on by WebGPU: their
+ * memory then comes from Chrome's own WebGPU renderer, as there is no OpenGL here to share it with. `close()` it; its profile goes with it.
+ */
+export async function launchChrome({ adapter = 'software', canvas = false } = {}) {
   const { embeddedChrome } = await load('swiftshader');
   const { executable, libraries } = await embeddedChrome();
   const profile = await mkdtemp(join(tmpdir(), 'bruit-chrome-'));
@@ -23,12 +26,16 @@ export async function launchChrome({ adapter = 'software' } = {}) {
       '--in-process-gpu', // a GPU process of its own does not come up without a display here
       '--enable-unsafe-webgpu',
       ...(adapter === 'gpu' ? ['--enable-features=Vulkan'] : ['--use-webgpu-adapter=swiftshader']),
+      ...(canvas ? ['--enable-skia-graphite'] : []),
       '--disable-dev-shm-usage', // /dev/shm is 64 MB in a container
     ],
     // HOME: Chrome and fontconfig write there, and it may be missing or read-only.
     env: {
       ...process.env,
       HOME: profile,
+      // Of the C locale it would make a language that is no language tag, en-US@posix.
+      LC_ALL: 'en_US.UTF-8',
+      LANGUAGE: 'en_US',
       LD_LIBRARY_PATH: [libraries, process.env.LD_LIBRARY_PATH].filter(Boolean).join(delimiter),
     },
   });
@@ -40,13 +47,14 @@ export async function launchChrome({ adapter = 'software' } = {}) {
   return browser;
 }
 
-const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8', '.wasm': 'application/wasm', '.json': 'application/json' };
+const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8', '.wasm': 'application/wasm', '.json': 'application/json', '.css': 'text/css; charset=utf-8', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
 
 /**
  * Serves directories on 127.0.0.1 (a secure context, which WebGPU wants). `mounts` maps a URL prefix (`/goldens/`) to a
- * directory; byte ranges are honoured. Resolves with `{ url, close }`.
+ * directory, whose index.html stands for itself; nothing outside is served, and byte ranges are honoured. `headers` go with every answer.
+ * Resolves with `{ url, close }`.
  */
-export async function serve(mounts) {
+export async function serve(mounts, { port = 0, headers: always = {} } = {}) {
   const server = createServer((request, response) => {
     respond(request, response).catch(() => response.writeHead(500).end());
   });
@@ -55,10 +63,10 @@ export async function serve(mounts) {
     const prefix = Object.keys(mounts)
       .filter((candidate) => path.startsWith(candidate))
       .sort((a, b) => b.length - a.length)[0];
-    const file = prefix && normalize(join(mounts[prefix], path.slice(prefix.length)));
+    const file = prefix && normalize(join(mounts[prefix], path.slice(prefix.length) || 'index.html'));
     const info = file?.startsWith(normalize(mounts[prefix]) + sep) && (await stat(file).catch(() => undefined));
-    if (!info?.isFile()) return void response.writeHead(404).end();
-    const headers = { 'content-type': types[extname(file)] ?? 'application/octet-stream', 'accept-ranges': 'bytes', 'cache-control': 'no-store' };
+    if (!info?.isFile()) return void response.writeHead(404, always).end();
+    const headers = { ...always, 'content-type': types[extname(file)] ?? 'application/octet-stream', 'accept-ranges': 'bytes', 'cache-control': 'no-store' };
     const [, from, to] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? '') ?? [];
     if (from === undefined) {
       response.writeHead(200, { ...headers, 'content-length': info.size });
@@ -71,7 +79,7 @@ export async function serve(mounts) {
     response.writeHead(206, { ...headers, 'content-length': end - start + 1, 'content-range': `bytes ${start}-${end}/${info.size}` });
     createReadStream(file, { start, end }).pipe(response);
   }
-  await new Promise((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve));
+  await new Promise((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
   return {
     url: `http://127.0.0.1:${server.address().port}`,
     close: () => new Promise((resolve) => server.close(resolve)),

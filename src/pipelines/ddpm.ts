@@ -9,6 +9,7 @@ import { Parameters, WeightStore } from '../model/parameters';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
 import { Graph } from '../engine/graph';
 import { createGpuSampler, type GpuSampler, type SamplerPreview } from '../sampler/sample';
+import type { SamplerProgram } from '../sampler/program';
 import { drawNoise, recordSteps, type PipelineCall } from './stage';
 import { convertSchedulerConfig, createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerClass, type SchedulerConfig } from '../sampler/scheduler_config';
 
@@ -78,6 +79,15 @@ export interface GeneratedImages {
   readonly labels: Int32Array | undefined;
 }
 
+/** A compiled sampler and what it was compiled from. */
+export interface PipelineSampler {
+  readonly sampler: GpuSampler;
+  readonly program: SamplerProgram;
+  readonly scheduler: SchedulerConfig;
+  /** [N,C,H,W] */
+  readonly shape: readonly [number, number, number, number];
+}
+
 export class DDPMPipeline {
   private constructor(
     readonly engine: Engine,
@@ -120,8 +130,11 @@ export class DDPMPipeline {
     return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
   }
 
-  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
-  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
+  /**
+   * Compiles a sampler for `o.count` images at once, with `o.preview` keeping the predicted x0: what {@link generate} runs, for callers who run it
+   * again with other seeds and labels, or draw from its memory while it runs. `o.count` is the batch here; the caller destroys the sampler.
+   */
+  async sampler(o: GenerateOptions & { readonly preview?: boolean }): Promise<PipelineSampler> {
     const { steps = 50, seed = 0, sampleOffset = 0 } = o;
     const { unet } = this;
     const count = o.count ?? o.labels?.length ?? 1;
@@ -137,15 +150,13 @@ export class DDPMPipeline {
     const guidanceScale = o.guidanceScale ?? this.guidance?.guidance_scale ?? 1;
     check(guidanceScale === 1 || this.guidance, 'input', () => `${this.name}: guidance needs a null label, which bruit.json of the folder would name`);
 
-    const labels = o.labels && Int32Array.from({ length: count }, (_, i) => o.labels![i % o.labels!.length]!);
     const scheduler = typeof o.scheduler === 'string' ? convertSchedulerConfig(this.scheduler, schedulerNames[o.scheduler]) : (o.scheduler ?? this.scheduler);
     const clipped = this.guidance?.use_clipped_model_output === true && scheduler._class_name === 'DDIMScheduler';
     const program = createSampler(scheduler, { numInferenceSteps: steps, ...(clipped && { use_clipped_model_output: true }), ...o.schedulerOptions });
-    const batch = o.generator || o.onRecord ? count : Math.min(o.batchSize ?? 32, count);
-    const shape = [batch, unet.in_channels, size[0], size[1]] as const;
-    const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
+    const shape = [count, unet.in_channels, size[0], size[1]] as const;
+    const labels = o.labels && Int32Array.from({ length: count }, (_, i) => o.labels![i % o.labels!.length]!);
     let parameters: Parameters | undefined;
-    const sampler: GpuSampler = await createGpuSampler(this.engine, {
+    const sampler = await createGpuSampler(this.engine, {
       program,
       shape,
       model: (graph, sample, timestep, classLabels) => {
@@ -154,12 +165,24 @@ export class DDPMPipeline {
       },
       bindings: () => this.weights.bindings(parameters!),
       seed,
-      ...(labels && { labels: batchLabels(0)! }),
+      sampleOffset,
+      ...(labels && { labels }),
       ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
-      preview: o.onPreview !== undefined,
+      preview: o.preview === true || o.onPreview !== undefined,
       ...drawNoise(o.generator, program, shape),
       record: o.onRecord !== undefined,
     });
+    return { sampler, program, scheduler, shape };
+  }
+
+  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
+  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
+    const { sampleOffset = 0 } = o;
+    const count = o.count ?? o.labels?.length ?? 1;
+    const batch = o.generator || o.onRecord ? count : Math.min(o.batchSize ?? 32, count);
+    const { sampler, program, shape } = await this.sampler({ ...o, count: batch });
+    const labels = o.labels && Int32Array.from({ length: count }, (_, i) => o.labels![i % o.labels!.length]!);
+    const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
     try {
       const per = shape[1] * shape[2] * shape[3];
       const images = new Float32Array(count * per);

@@ -1,0 +1,79 @@
+// The playground: node scripts/web.mjs [--build] [--port N]. Builds web/ into dist/web, and serves it on 127.0.0.1 unless --build is given.
+import { createHash } from 'node:crypto';
+import { cp, mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { dirname, join, relative } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import { build } from 'esbuild';
+import { serve } from './chrome.mjs';
+import { root } from './build.mjs';
+
+export const webDirectory = join(root, 'dist', 'web');
+
+/** Scripts and workers of the page itself; WebAssembly for engines that the Bench tab races; models from anywhere, as data only. */
+export const contentSecurityPolicy = [
+  "default-src 'none'",
+  "script-src 'self' 'wasm-unsafe-eval'",
+  "worker-src 'self'",
+  "style-src 'self'",
+  "img-src 'self' blob: data:",
+  "font-src 'self'",
+  "connect-src 'self' https: http://localhost:* http://127.0.0.1:*",
+  "manifest-src 'self'",
+  "base-uri 'none'",
+  "form-action 'none'",
+  "frame-ancestors 'none'",
+].join('; ');
+
+const model = ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors'];
+
+/** Builds the page into `directory`; resolves with the files of it. */
+export async function buildWeb(directory = webDirectory) {
+  await rm(directory, { recursive: true, force: true });
+  await mkdir(directory, { recursive: true });
+  const web = (path) => join(root, 'web', path);
+  const options = {
+    absWorkingDir: root,
+    bundle: true,
+    format: 'esm',
+    platform: 'browser',
+    target: 'es2022',
+    minify: true,
+    legalComments: 'none',
+    logLevel: 'warning',
+    jsx: 'automatic',
+    jsxImportSource: 'preact',
+    loader: { '.wgsl': 'text' },
+  };
+  const require = createRequire(join(root, 'package.json'));
+  const [styles] = await Promise.all([
+    Promise.all([readFile(require.resolve('uplot/dist/uPlot.min.css'), 'utf8'), readFile(web('style.css'), 'utf8')]),
+    build({ ...options, entryPoints: { main: web('main.tsx'), worker: web('worker/main.ts') }, outdir: directory, splitting: false }),
+    cp(web('icon.svg'), join(directory, 'icon.svg')),
+    ...model.map((file) => cp(join(root, 'models', 'digits', file), join(directory, 'models', 'digits', file))),
+    cp(join(dirname(require.resolve('@fontsource-variable/inter/package.json')), 'files', 'inter-latin-wght-normal.woff2'), join(directory, 'inter.woff2')),
+  ]);
+  await writeFile(join(directory, 'style.css'), styles.join('\n'));
+  // The policy also stands in the page, for servers that do not send it; frame-ancestors counts in headers only.
+  const policy = contentSecurityPolicy.split('; ').filter((rule) => !rule.startsWith('frame-ancestors')).join('; ');
+  const html = (await readFile(web('index.html'), 'utf8')).replace('<meta charset="utf-8" />', `$&\n    <meta http-equiv="Content-Security-Policy" content="${policy}" />`);
+  await writeFile(join(directory, 'index.html'), html);
+
+  const files = ['index.html', 'main.js', 'worker.js', 'style.css', 'icon.svg', 'inter.woff2', ...model.map((file) => `models/digits/${file}`)];
+  const hash = createHash('sha256');
+  for (const file of files) hash.update(await readFile(join(directory, file)));
+  await build({ ...options, entryPoints: [web('sw.ts')], outfile: join(directory, 'sw.js'), define: { FILES: JSON.stringify(files), VERSION: JSON.stringify(hash.digest('hex').slice(0, 16)) } });
+  return [...files, 'sw.js'];
+}
+
+/** Serves the built page below `prefix` on loopback. */
+export const serveWeb = ({ prefix = '/', port = 0, mounts = {} } = {}) => serve({ [prefix]: webDirectory, ...mounts }, { port, headers: { 'content-security-policy': contentSecurityPolicy, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer' } });
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const { values } = parseArgs({ options: { build: { type: 'boolean', default: false }, port: { type: 'string', default: '8080' } } });
+  const files = await buildWeb();
+  const sizes = await Promise.all(files.map(async (file) => (await stat(join(webDirectory, file))).size));
+  console.log(`${relative(root, webDirectory)}: ${files.length} files, ${(sizes.reduce((a, b) => a + b, 0) / 1024).toFixed(0)} kB`);
+  if (!values.build) console.log(`${(await serveWeb({ port: Number(values.port) })).url}/  (Ctrl-C ends)`);
+}
