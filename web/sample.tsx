@@ -26,9 +26,8 @@ const schedulers = [
 const settings = signal<SampleSettings>({ scheduler: 'own', steps: 25, guidance: 1.5, seed: 7, count: 16, labels: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], prompt: '', negativePrompt: '', towards: undefined });
 const set = (change: Partial<SampleSettings>): void => void (settings.value = { ...settings.value, ...change });
 
-/** Loads a model into the worker; the tab then shows it. */
-export async function loadModel(source: ModelSource, onDownload: (d: Download) => void = () => undefined): Promise<void> {
-  const info = await (await engine()).sample.load(source, callback(onDownload));
+/** Shows a model that the worker has loaded. */
+export function adopt(info: ModelInfo): void {
   // Software adapters draw a few digits in the time in which a GPU draws a gallery.
   const slow = adapter.value !== undefined && 'kind' in adapter.value && adapter.value.kind === 'software';
   model.value = info;
@@ -67,7 +66,7 @@ function ModelPicker({ onReady }: { onReady: () => void }) {
   const look = () => attempt(async () => void (plan.value = await (await engine()).sample.plan(source(), settings.value.count)));
   const load = () =>
     attempt(async () => {
-      await loadModel(source(), (d) => (download.value = d));
+      adopt(await (await engine()).sample.load(source(), callback((d: Download) => void (download.value = d))));
       plan.value = undefined;
       onReady();
     });

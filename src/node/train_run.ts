@@ -6,11 +6,8 @@ import { BatchLoader, type ImageDataset } from '../data/dataset';
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import { encodePng, imageGrid } from '../io/png';
-import { Parameters } from '../model/parameters';
-import { unet2d } from '../model/unet2d';
-import { createGpuSampler, type GpuSampler } from '../sampler/sample';
-import { convertSchedulerConfig, createSampler } from '../sampler/scheduler_config';
 import { parseTrainConfig, type TrainConfig } from '../train/config';
+import { emaSampler, type EmaSampler } from '../train/ema_sampler';
 import type { StepMetrics } from '../train/step';
 import { Trainer } from '../train/trainer';
 import { appendJsonl, fileError, writeFileAtomic } from './files';
@@ -119,39 +116,22 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
 
 /** Pictures of what the EMA weights have learnt, always from the same seed: compiled once, drawn every `sample_every` steps. */
 class SampleGrids {
-  private constructor(
-    private readonly sampler: GpuSampler,
-    private readonly shape: readonly [number, number, number, number],
-    private readonly labels: Int32Array | undefined,
-  ) {}
+  private constructor(private readonly samples: EmaSampler) {}
 
-  static async create(engine: Engine, { config, step }: Trainer, dataset: ImageDataset): Promise<SampleGrids> {
-    const { model } = config;
-    const classes = dataset.classes?.length ?? 0;
-    const labels = model.num_class_embeds === null ? undefined : Int32Array.from({ length: 20 }, (_, i) => i % Math.max(classes, 1));
-    const shape = [labels?.length ?? 16, ...dataset.shape] as const;
-    let parameters: Parameters | undefined;
-    const sampler = await createGpuSampler(engine, {
-      program: createSampler(convertSchedulerConfig(config.scheduler, 'DDIMScheduler'), { numInferenceSteps: Math.min(25, config.scheduler.num_train_timesteps) }),
-      shape,
-      model: (graph, sample, timestep, classLabels) => {
-        parameters = new Parameters(graph);
-        return unet2d({ graph, parameters }, model, classLabels ? { sample, timestep, classLabels } : { sample, timestep });
-      },
-      bindings: () => step.emaBindings(parameters!),
-      ...(labels && { labels }),
-    });
-    return new SampleGrids(sampler, shape, labels);
+  static async create(engine: Engine, trainer: Trainer, dataset: ImageDataset): Promise<SampleGrids> {
+    const labelled = trainer.config.model.num_class_embeds !== null;
+    return new SampleGrids(await emaSampler(engine, trainer, { count: labelled ? 20 : 16, classes: dataset.classes?.length ?? 0 }));
   }
 
   async render(): Promise<Uint8Array> {
-    await this.sampler.run();
+    const { sampler, shape, labels } = this.samples;
+    await sampler.run();
     // [-1,1] to [0,1]
-    const data = (await this.sampler.read()).map((v) => Math.min(Math.max(v / 2 + 0.5, 0), 1));
-    return encodePng(imageGrid({ data, shape: this.shape }, { ...(this.labels && { columns: 10, labels: Array.from(this.labels, String) }) }));
+    const data = (await sampler.read()).map((v) => Math.min(Math.max(v / 2 + 0.5, 0), 1));
+    return encodePng(imageGrid({ data, shape }, { ...(labels && { columns: 10, labels: Array.from(labels, String) }) }));
   }
 
   destroy(): void {
-    this.sampler.destroy();
+    this.samples.sampler.destroy();
   }
 }

@@ -3,6 +3,7 @@ import { mkdir, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { strFromU8, unzipSync } from 'fflate';
 import { root } from '../../scripts/build.mjs';
 import { launchChrome } from '../../scripts/chrome.mjs';
 import { buildWeb, serveWeb } from '../../scripts/web.mjs';
@@ -216,6 +217,89 @@ const tests = {
     await person.fill('From', 'bundled');
     await person.until(() => document.querySelector('.chips'), 30_000);
     await person.ready('Save PNG', 90_000);
+  },
+
+  async 'train: learns, pauses, is saved, carries on after a reload'(person) {
+    const { page } = person;
+    await person.tab('train');
+    await person.ready('Train');
+    await person.fill('Steps of training', '10');
+    await person.fill('Batch', '4');
+    await person.fill('Picture and checkpoint every', '5');
+    await person.press('Train');
+    await person.until(() => /step \d+ of 10/.test(document.querySelector('#panel-train .stage')?.textContent ?? ''), 120_000);
+    await person.press('Pause');
+    await person.ready('Resume');
+    await person.until(() => /Kept in this browser at step \d/.test(document.querySelector('#panel-train').textContent));
+    const at = await page.evaluate(() => Number(/at step (\d+)/.exec(document.querySelector('#panel-train').textContent)[1]));
+    check(at > 0 && at < 10, `paused at step ${at}`);
+    await page.reload({ waitUntil: 'load' });
+    await person.tab('train');
+    await person.ready('Carry on', 90_000);
+    check((await page.$eval('#panel-train .plan', (e) => e.textContent)).includes(`step ${at} of 10`), 'another step was stored');
+    await person.press('Carry on');
+    await person.until(() => /step 10 of 10/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.ready('Save checkpoint');
+    await person.canvasWhere('#panel-train canvas.gpu', (c) => c.seen > 1000, 'samples');
+    await person.picture('train');
+    const zip = await person.download('Save checkpoint');
+    const files = unzipSync(zip);
+    check(JSON.parse(strFromU8(files['trainer_state.json'])).step === 10, 'the checkpoint is not of step 10');
+    const rows = strFromU8(files['metrics.jsonl']).trim().split('\n').map(JSON.parse);
+    check(rows.length === 10 && rows.every((r, i) => r.step === i && Number.isFinite(r.loss) && r.gradNorm > 0), 'metrics of ten steps are missing');
+    await person.press('Sample with it');
+    await person.until(() => /this run, step 10/.test(document.querySelector('#panel-sample').textContent));
+  },
+
+  async 'train: images that are dropped'(person) {
+    const { page } = person;
+    await person.tab('train');
+    await person.press('Your images');
+    await page.evaluate(async () => {
+      const transfer = new DataTransfer();
+      for (let i = 0; i < 6; i++) {
+        const canvas = new OffscreenCanvas(50, 40);
+        const context = canvas.getContext('2d');
+        context.fillStyle = `hsl(${i * 60} 80% 50%)`;
+        context.fillRect(5 * i, 5, 20, 20);
+        transfer.items.add(new File([await canvas.convertToBlob()], `${i}.png`, { type: 'image/png' }));
+      }
+      document.querySelector('.drop').dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    });
+    await person.until(() => /6 pictures/.test(document.querySelector('#panel-train').textContent));
+    await person.fill('Steps of training', '5');
+    await person.fill('Batch', '2');
+    await person.ready('Train');
+    await person.press('Train');
+    await person.until(() => /6 images of images/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.until(() => /step 5 of 5/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.ready('Save checkpoint');
+  },
+
+  async 'inside: kernels, their text, times, layers, attention, weights, memory'(person) {
+    const { page } = person;
+    await person.tab('inside');
+    await person.until(() => document.querySelectorAll('.dispatch').length > 50, 90_000);
+    const convolution = await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.seen > 1000, 'feature maps');
+    const text = await page.$eval('#panel-inside pre', (e) => e.textContent);
+    check(/@compute/.test(text) && /fn forward/.test(text), 'no WGSL');
+    check((await page.$$('#panel-inside tbody tr')).length >= 3, 'no bindings');
+    await person.press('Next kernel');
+    await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.hash !== convolution.hash, 'what the next kernel writes');
+    await person.press('Time every kernel');
+    await person.until(() => /of peak arithmetic|gives no timestamps/.test(document.querySelector('#panel-inside').textContent), 90_000);
+    await person.picture('inside');
+    await person.press('Layers');
+    await person.until(() => /Attention of \d+ heads/.test(document.querySelector('#panel-inside').textContent), 90_000);
+    await person.canvasWhere('#panel-inside figure:not([hidden]):nth-of-type(2) canvas.gpu', (c) => c.seen > 100, 'attention maps');
+    await person.picture('inside-layers');
+    await (await person.find('.list button', 'down_blocks.2.attentions.0.group_norm')).click();
+    await person.until(() => /What the group norm saw/.test(document.querySelector('#panel-inside').textContent), 60_000);
+    await person.press('Weights');
+    await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.seen > 100, 'weights');
+    await person.press('Memory');
+    await person.until(() => document.querySelectorAll('.life').length > 20);
+    await person.picture('inside-memory');
   },
 
   async 'page: keyboard, names of controls, dark, phone, offline'(person) {

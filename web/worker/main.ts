@@ -2,7 +2,9 @@
 import { expose } from 'comlink';
 import { Engine } from '../../src/engine/device';
 import { loadTuning } from '../../src/io/tuning_store';
-import { SampleTab } from './sample';
+import { InsideTab } from './inside';
+import { SampleTab, type ModelInfo } from './sample';
+import { TrainTab } from './train';
 import { Views } from './view';
 
 export interface AdapterInfo {
@@ -15,6 +17,8 @@ export interface AdapterInfo {
 
 export class EngineWorker {
   sample!: SampleTab;
+  train!: TrainTab;
+  inside!: InsideTab;
   private engine!: Engine;
   private views!: Views;
 
@@ -24,6 +28,8 @@ export class EngineWorker {
     await loadTuning(this.engine);
     this.views = new Views(this.engine);
     this.sample = new SampleTab(this.engine, this.views);
+    this.train = new TrainTab(this.engine, this.views);
+    this.inside = new InsideTab(this.engine, this.views, () => this.sample.pipeline);
     const { name, kind, f16, timestamps, limits } = this.engine.profile;
     return { name, kind, f16, timestamps, bindingLimit: limits.maxStorageBufferBindingSize };
   }
@@ -34,6 +40,11 @@ export class EngineWorker {
 
   detach(name: string): void {
     this.views.detach(name);
+  }
+
+  /** Loads the weights that the Train tab has made into the Sample tab. */
+  async sampleTrained(): Promise<ModelInfo> {
+    return this.sample.load(await this.train.model(), () => undefined);
   }
 
   /** Bytes of GPU memory that are held now. */
