@@ -35,6 +35,20 @@ async function packDigits(require) {
   return gzipSync(Buffer.concat([Buffer.from(labels), ...digits.map((values) => Buffer.from(values.map((v) => Math.round(v * 255))))]), { level: 9 });
 }
 
+/** esbuild plugin: Markdown as HTML, formulae as MathML; a policy without inline styles takes no `style` attributes. */
+const markdown = {
+  name: 'markdown',
+  setup({ onLoad }) {
+    onLoad({ filter: /\.md$/ }, async ({ path }) => {
+      const { marked } = await import('marked');
+      const { default: temml } = await import('temml');
+      const math = (tex, displayMode) => temml.renderToString(tex, { displayMode }).replace(/ style="[^"]*"/g, '');
+      const source = (await readFile(path, 'utf8')).split(/(^```[^]*?^```$)/m).map((part) => (part.startsWith('```') ? part : part.replace(/\$\$([^$]+)\$\$/g, (_, tex) => math(tex, true)).replace(/\$([^$\n]+)\$/g, (_, tex) => math(tex, false))));
+      return { contents: `export default ${JSON.stringify(await marked.parse(source.join('')))};`, loader: 'js' };
+    });
+  },
+};
+
 const model = ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors'];
 
 /** Builds the page into `directory`; resolves with the files of it. */
@@ -54,6 +68,7 @@ export async function buildWeb(directory = webDirectory) {
     jsx: 'automatic',
     jsxImportSource: 'preact',
     loader: { '.wgsl': 'text' },
+    plugins: [markdown],
   };
   const require = createRequire(join(root, 'package.json'));
   const [styles] = await Promise.all([

@@ -6,12 +6,14 @@ import { NoWebGpu } from './components';
 import { adapter, engine } from './engine';
 import { Inside } from './inside';
 import { Sample } from './sample';
+import { Tour } from './tour';
 import { Train } from './train';
 
 const tabs: Readonly<Record<string, { readonly title: string; readonly view: ComponentType }>> = {
   sample: { title: 'Sample', view: Sample },
   train: { title: 'Train', view: Train },
   inside: { title: 'Inside', view: Inside },
+  tour: { title: 'Tour', view: Tour },
 };
 
 const fromHash = (): string => (location.hash.slice(1).split('/')[0]! in tabs ? location.hash.slice(1).split('/')[0]! : 'sample');

@@ -282,7 +282,7 @@ const tests = {
     await person.until(() => document.querySelectorAll('.dispatch').length > 50, 90_000);
     const convolution = await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.seen > 1000, 'feature maps');
     const text = await page.$eval('#panel-inside pre', (e) => e.textContent);
-    check(/@compute/.test(text) && /fn forward/.test(text), 'no WGSL');
+    check(/@compute/.test(text) && /fn \w+\(/.test(text), 'no WGSL');
     check((await page.$$('#panel-inside tbody tr')).length >= 3, 'no bindings');
     await person.press('Next kernel');
     await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.hash !== convolution.hash, 'what the next kernel writes');
@@ -300,6 +300,38 @@ const tests = {
     await person.press('Memory');
     await person.until(() => document.querySelectorAll('.life').length > 20);
     await person.picture('inside-memory');
+  },
+
+  async 'tour: every experiment answers'(person) {
+    const { page } = person;
+    await person.tab('tour');
+    await person.until(() => document.querySelectorAll('.experiment').length === 9 && document.querySelectorAll('.tour math').length > 20);
+    await person.fill('Steps of the chain', '30');
+    await person.press('Add noise');
+    await person.until(() => /: equal in distribution/.test(document.querySelector('.verdict')?.textContent ?? ''), 60_000);
+    await person.fill('the same noise in every step', true);
+    await person.press('Add noise');
+    await person.until(() => /: not equal in distribution/.test(document.querySelector('.verdict').textContent), 60_000);
+    await person.press('Go back');
+    await person.canvasWhere('#experiment-reverse canvas:last-child', (c) => c.seen > 1000 && c.mean < 120, 'a strip of guesses', 60_000);
+    await person.press('Ask the model');
+    await person.canvasWhere('#experiment-prediction canvas', (c) => c.seen > 1000, 'predictions', 60_000);
+    await person.press('Transformer');
+    await person.until(() => /dispatches\d+/.test(document.querySelector('#experiment-denoiser').textContent));
+    await person.press('Guide');
+    await person.canvasWhere('#experiment-guidance canvas', (c) => c.seen > 1000, 'guided digits', 60_000);
+    await person.press('Train from nothing');
+    await person.until(() => /step 400/.test(document.querySelector('#experiment-training').textContent), 90_000);
+    await person.ready('400 steps more', 60_000);
+    await person.fill('Steps', '5');
+    await person.press('Race');
+    await person.until(() => /UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent), 90_000);
+    const distances = await page.$eval('#experiment-sampling', (e) => [...e.textContent.matchAll(/: (\d+\.\d+)/g)].map((m) => Number(m[1])));
+    check(distances.length === 5 && distances.every((d) => d < 0.7), `samples lie far from the data: ${distances}`);
+    await person.press('Show the kernel');
+    await person.until(() => document.querySelector('#experiment-kernel mark'), 60_000);
+    await page.evaluate(() => scrollTo(0, 0));
+    await person.picture('tour', { fullPage: true });
   },
 
   async 'page: keyboard, names of controls, dark, phone, offline'(person) {

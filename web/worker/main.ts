@@ -4,6 +4,7 @@ import { Engine } from '../../src/engine/device';
 import { loadTuning } from '../../src/io/tuning_store';
 import { InsideTab } from './inside';
 import { SampleTab, type ModelInfo } from './sample';
+import { TourTab } from './tour';
 import { TrainTab } from './train';
 import { Views } from './view';
 
@@ -19,6 +20,7 @@ export class EngineWorker {
   sample!: SampleTab;
   train!: TrainTab;
   inside!: InsideTab;
+  tour!: TourTab;
   private engine!: Engine;
   private views!: Views;
 
@@ -30,6 +32,7 @@ export class EngineWorker {
     this.sample = new SampleTab(this.engine, this.views);
     this.train = new TrainTab(this.engine, this.views);
     this.inside = new InsideTab(this.engine, this.views, () => this.sample.pipeline);
+    this.tour = new TourTab(this.engine, this.views);
     const { name, kind, f16, timestamps, limits } = this.engine.profile;
     return { name, kind, f16, timestamps, bindingLimit: limits.maxStorageBufferBindingSize };
   }
