@@ -51,6 +51,37 @@ const markdown = {
 
 const model = ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors'];
 
+const peers = [
+  { name: 'onnxruntime-web', file: 'ort.mjs', package: 'onnxruntime-web' },
+  { name: 'tfjs', file: 'tfjs.mjs', package: '@tensorflow/tfjs-backend-webgpu' },
+  { name: 'jax-js', file: 'jax.mjs', package: '@jax-js/jax' },
+  { name: 'webgpu-torch', file: 'torch.mjs', package: 'webgpu-torch' },
+];
+
+/** The engines that the Bench tab races: bruit, and those that `npm run bench:peers` has installed. Resolves with the files. */
+async function bundleEngines(directory, options) {
+  const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8'));
+  const engines = [{ name: 'bruit', module: 'bench/bruit.js', version }];
+  await build({ ...options, entryPoints: [join(root, 'bench', 'ours.mjs')], outfile: join(directory, 'bench', 'bruit.js') });
+  for (const { name, file, package: carrier } of peers) {
+    const installed = await readFile(join(root, 'bench', 'peers', 'node_modules', carrier, 'package.json'), 'utf8').then(JSON.parse, () => undefined);
+    if (!installed) continue;
+    const module = `bench/${name}.js`;
+    await build({
+      ...options,
+      entryPoints: [join(root, 'bench', 'peers', file)],
+      outfile: join(directory, module),
+      define: { VERSION: JSON.stringify(installed.version) },
+      // Their Node branches are never reached in a page.
+      external: ['fs', 'path', 'crypto', 'util', 'worker_threads', 'perf_hooks', 'os', 'node-fetch', 'string_decoder', 'module'],
+      logLevel: 'error',
+    });
+    engines.push({ name, module, version: installed.version });
+  }
+  await writeFile(join(directory, 'bench', 'engines.json'), JSON.stringify(engines));
+  return ['bench/engines.json', ...engines.map((e) => e.module)];
+}
+
 /** Builds the page into `directory`; resolves with the files of it. */
 export async function buildWeb(directory = webDirectory) {
   await rm(directory, { recursive: true, force: true });
@@ -71,9 +102,10 @@ export async function buildWeb(directory = webDirectory) {
     plugins: [markdown],
   };
   const require = createRequire(join(root, 'package.json'));
-  const [styles] = await Promise.all([
+  const [styles, engines] = await Promise.all([
     Promise.all([readFile(require.resolve('uplot/dist/uPlot.min.css'), 'utf8'), readFile(web('style.css'), 'utf8')]),
-    build({ ...options, entryPoints: { main: web('main.tsx'), worker: web('worker/main.ts') }, outdir: directory, splitting: false }),
+    bundleEngines(directory, options),
+    build({ ...options, entryPoints: { main: web('main.tsx'), worker: web('worker/main.ts'), bench: web('worker/bench.ts') }, outdir: directory }),
     cp(web('icon.svg'), join(directory, 'icon.svg')),
     ...model.map((file) => cp(join(root, 'models', 'digits', file), join(directory, 'models', 'digits', file))),
     cp(join(dirname(require.resolve('@fontsource-variable/inter/package.json')), 'files', 'inter-latin-wght-normal.woff2'), join(directory, 'inter.woff2')),
@@ -85,7 +117,7 @@ export async function buildWeb(directory = webDirectory) {
   const html = (await readFile(web('index.html'), 'utf8')).replace('<meta charset="utf-8" />', `$&\n    <meta http-equiv="Content-Security-Policy" content="${policy}" />`);
   await writeFile(join(directory, 'index.html'), html);
 
-  const files = ['index.html', 'main.js', 'worker.js', 'style.css', 'icon.svg', 'inter.woff2', 'mnist.bin', ...model.map((file) => `models/digits/${file}`)];
+  const files = ['index.html', 'main.js', 'worker.js', 'bench.js', 'style.css', 'icon.svg', 'inter.woff2', 'mnist.bin', ...model.map((file) => `models/digits/${file}`), ...engines];
   const hash = createHash('sha256');
   for (const file of files) hash.update(await readFile(join(directory, file)));
   await build({ ...options, entryPoints: [web('sw.ts')], outfile: join(directory, 'sw.js'), define: { FILES: JSON.stringify(files), VERSION: JSON.stringify(hash.digest('hex').slice(0, 16)) } });

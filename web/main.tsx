@@ -2,6 +2,7 @@
 import { signal } from '@preact/signals';
 import { render, type ComponentType } from 'preact';
 import { useEffect } from 'preact/hooks';
+import { Bench } from './bench';
 import { NoWebGpu } from './components';
 import { adapter, engine } from './engine';
 import { Inside } from './inside';
@@ -13,6 +14,7 @@ const tabs: Readonly<Record<string, { readonly title: string; readonly view: Com
   sample: { title: 'Sample', view: Sample },
   train: { title: 'Train', view: Train },
   inside: { title: 'Inside', view: Inside },
+  bench: { title: 'Bench', view: Bench },
   tour: { title: 'Tour', view: Tour },
 };
 

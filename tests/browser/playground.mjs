@@ -334,6 +334,23 @@ const tests = {
     await person.picture('tour', { fullPage: true });
   },
 
+  async 'bench: measures, draws a roofline, gives JSON and a table'(person) {
+    const { page } = person;
+    await person.tab('bench');
+    await person.ready('Measure');
+    const wanted = ['matmul 256³', 'group norm + SiLU, 4×128×32×32'];
+    for (const name of await page.$$eval('#panel-bench label.check', (all) => all.map((e) => e.textContent.trim()))) if (!name.startsWith('bruit')) await person.fill(name, wanted.includes(name));
+    await person.fill('Seconds a row and engine', '0.1');
+    await person.press('Measure');
+    await person.ready('Save JSON', 90_000);
+    check((await page.$$('#panel-bench .roofline circle')).length === 2, 'the roofline lacks points');
+    const { results, peak } = JSON.parse(await person.download('Save JSON'));
+    check(results.length === 2 && results.every((r) => r.ms > 0 && r.difference === 0) && peak.f32 > 1e8, `results ${JSON.stringify(results)}`);
+    const table = await page.$eval('#panel-bench textarea', (e) => e.value);
+    check(table.split('\n').length === 6 && table.includes('| matmul 256³ |'), `table ${table}`);
+    await person.picture('bench');
+  },
+
   async 'page: keyboard, names of controls, dark, phone, offline'(person) {
     const { page } = person;
     const nameless = await page.evaluate(() =>

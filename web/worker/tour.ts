@@ -312,12 +312,13 @@ export class TourTab {
 
 const toyScheduler = parseSchedulerConfig({ _class_name: 'DDPMScheduler', num_train_timesteps: 1000, beta_schedule: 'squaredcos_cap_v2', clip_sample: false });
 
-/** Three layers of 64 and the time, for points as images of two channels and one pixel. */
+/** Three layers of 128, for points as images of two channels and one pixel. Waves of the coordinates let so small a network tell near points apart (Tancik et al. 2020). */
 function toyModel(ctx: { graph: Graph; parameters: Parameters }, x: Tensor, timestep: Tensor): Tensor {
   const n = x.shape[0]!;
-  const time = timestepEmbedding(timestep, { dim: 32, flipSinToCos: true, freqShift: 0 });
-  let h = concat([reshape(x, [n, 2]), time], 1);
-  for (const name of ['in', 'middle', 'second']) h = silu(linear(ctx, name, h, 64));
+  const waves = (t: Tensor): Tensor => timestepEmbedding(t, { dim: 32, flipSinToCos: true, freqShift: 0 });
+  const coordinate = (axis: number): Tensor => waves(ops.scale(reshape(ops.slice(x, 1, axis, 1), [n]), 25));
+  let h = concat([reshape(x, [n, 2]), coordinate(0), coordinate(1), waves(timestep)], 1);
+  for (const name of ['in', 'middle', 'second']) h = silu(linear(ctx, name, h, 128));
   return reshape(linear(ctx, 'out', h, 2), [n, 2, 1, 1]);
 }
 
