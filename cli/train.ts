@@ -40,6 +40,7 @@ export function addTrain(program: Command): void {
       process.on('SIGINT', interrupt);
       process.on('SIGTERM', interrupt);
       let progress: Progress | undefined;
+      let encoding: Progress | undefined;
       try {
         const result = await runTraining(engine, {
           recipe,
@@ -48,10 +49,15 @@ export function addTrain(program: Command): void {
           overwrite: options.overwrite ?? false,
           ...(options.stopAfter !== undefined && { stopAfter: options.stopAfter }),
           signal: abort.signal,
-          onStart: (trainer, total) => {
+          onEncode: (done, total) => {
+            encoding ??= new Progress({ total, label: 'encode', unit: 'image', json: options.json ?? false });
+            encoding.update(done);
+            if (done === total) encoding.finish();
+          },
+          onStart: (trainer, total, peakBytes) => {
             const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-            const { plan } = trainer.step;
-            process.stderr.write(`${trainer.step.weights.count} weights on ${engine.profile.name}; activations ${mebibytes(plan.plannedBytes)} planned, ${mebibytes(plan.naiveBytes)} without reuse; ${mebibytes(engine.liveBytes)} of GPU memory in all\n`);
+            const { plan, weights, frozen } = trainer.step;
+            process.stderr.write(`${weights.count} weights${frozen.count ? ` (and ${frozen.count} that stay as they are)` : ''} on ${engine.profile.name}; activations ${mebibytes(plan.plannedBytes)} planned, ${mebibytes(plan.naiveBytes)} without reuse; at most ${mebibytes(peakBytes)} of GPU memory in all\n`);
             progress = new Progress({ total, label: 'train', unit: 'step', start: trainer.stepsDone, json: options.json ?? false });
           },
           onMetrics: (metrics) => {

@@ -8,8 +8,8 @@ import puppeteer from 'puppeteer-core';
 import { load } from './build.mjs';
 
 /**
- * Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. With `canvas`, canvases can be drawn on by WebGPU: their
- * memory then comes from Chrome's own WebGPU renderer, as there is no OpenGL here to share it with. `close()` it; its profile goes with it.
+ * Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. `close()` it; its profile goes with it. With `canvas`, pages can
+ * show WebGPU canvases: Chrome's own drawing then goes through SwiftShader too, in a GPU process. Without, a canvas loses its device.
  */
 export async function launchChrome({ adapter = 'software', canvas = false } = {}) {
   const { embeddedChrome } = await load('swiftshader');
@@ -23,10 +23,9 @@ export async function launchChrome({ adapter = 'software', canvas = false } = {}
     args: [
       '--no-sandbox', // the sandbox needs root or user namespaces, which containers often lack
       '--no-zygote',
-      '--in-process-gpu', // a GPU process of its own does not come up without a display here
+      ...(canvas ? ['--use-vulkan=swiftshader', '--use-angle=swiftshader', '--enable-features=Vulkan', '--ignore-gpu-blocklist', '--disable-gpu-sandbox'] : ['--in-process-gpu']),
       '--enable-unsafe-webgpu',
       ...(adapter === 'gpu' ? ['--enable-features=Vulkan'] : ['--use-webgpu-adapter=swiftshader']),
-      ...(canvas ? ['--enable-skia-graphite'] : []),
       '--disable-dev-shm-usage', // /dev/shm is 64 MB in a container
     ],
     // HOME: Chrome and fontconfig write there, and it may be missing or read-only.

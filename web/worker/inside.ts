@@ -10,7 +10,9 @@ import { profile } from '../../src/engine/profiler';
 import { dtypeBytes, numel, type Shape } from '../../src/engine/shape';
 import { Parameters, storedShape } from '../../src/model/parameters';
 import { unet2d, unet2dInputs } from '../../src/model/unet2d';
-import type { DDPMPipeline, PipelineSampler } from '../../src/pipelines/ddpm';
+import type { DDPMPipeline } from '../../src/pipelines/ddpm';
+import type { GpuSampler } from '../../src/sampler/sample';
+import { convertSchedulerConfig } from '../../src/sampler/scheduler_config';
 import { Trajectory } from './trajectory';
 import type { CanvasSize, Picture, Views } from './view';
 
@@ -99,7 +101,7 @@ const mostMaps = 64;
 
 export class InsideTab {
   private pipeline: DDPMPipeline | undefined;
-  private running: PipelineSampler | undefined;
+  private running: GpuSampler | undefined;
   private trajectory: Trajectory | undefined;
   private label: number | undefined;
   private inspected: { program: Program; path: string } | undefined;
@@ -118,9 +120,9 @@ export class InsideTab {
     this.pipeline = pipeline;
     const labelled = pipeline.unet.num_class_embeds !== null && pipeline.unet.class_embed_type === null;
     this.label = labelled ? Math.min(label, pipeline.unet.num_class_embeds! - 1) : undefined;
-    this.running = await pipeline.sampler({ count: 1, steps: trajectorySteps, scheduler: 'ddim', ...(this.label !== undefined && { labels: [this.label] }), guidanceScale: 1, size: pipeline.unet.sample_size ?? [64, 64], seed, preview: true });
-    const { sampler, program, scheduler, shape } = this.running;
-    this.trajectory = new Trajectory(this.engine, shape, program, scheduler);
+    this.running = await pipeline.createSampler({ count: 1, steps: trajectorySteps, scheduler: 'ddim', ...(this.label !== undefined && { labels: [this.label] }), guidanceScale: 1, size: pipeline.unet.sample_size ?? [64, 64], seed, preview: true });
+    const sampler = this.running;
+    this.trajectory = new Trajectory(this.engine, sampler.shape, sampler.program, convertSchedulerConfig(pipeline.scheduler, 'DDIMScheduler'));
     await sampler.run({ onQueued: (step) => this.trajectory!.keep(step, sampler) });
 
     const { steps, plan } = sampler.stepProgram;
@@ -166,7 +168,7 @@ export class InsideTab {
 
   /** Times every dispatch; the state of the trajectory is put back afterwards. */
   async times(): Promise<Times> {
-    const { sampler } = this.opened();
+    const sampler = this.opened();
     const peak = await measurePeak(this.engine);
     const measured = await profile(sampler.stepProgram, { runs: 3 });
     return { each: measured.note ? undefined : measured.steps.map((s) => s.time!.median), total: measured.total, peak };
@@ -174,7 +176,7 @@ export class InsideTab {
 
   /** Runs denoising step `step` up to and with dispatch `index`, and draws what that dispatch has written. */
   async until(canvas: string, step: number, index: number): Promise<Shown> {
-    const { sampler } = this.opened();
+    const sampler = this.opened();
     const { stepProgram } = sampler;
     const dispatch = stepProgram.steps[index];
     check(dispatch, 'input', () => `there is no dispatch ${index}`);
@@ -255,18 +257,18 @@ export class InsideTab {
 
   close(): void {
     this.inspected?.program.destroy();
-    this.running?.sampler.destroy();
+    this.running?.destroy();
     this.trajectory?.destroy();
     this.inspected = this.running = this.trajectory = undefined;
   }
 
-  private opened(): PipelineSampler {
+  private opened(): GpuSampler {
     check(this.running, 'input', () => 'open a model first');
     return this.running;
   }
 
   private steps(): readonly Step[] {
-    return this.opened().sampler.stepProgram.steps;
+    return this.opened().stepProgram.steps;
   }
 
   /** The U-Net again, with its layers' outputs by path. `keep` says which of them must exist in memory. */
@@ -308,7 +310,7 @@ export class InsideTab {
 
   /** Puts the sampler's state where denoising step `step` finds it. */
   private async prepare(step: number): Promise<void> {
-    const { sampler } = this.opened();
+    const sampler = this.opened();
     const leaf = (name: string): Tensor => {
       for (const { operands } of sampler.stepProgram.steps) for (const t of Object.values(operands)) if (!('temp' in t) && t.name === name) return t;
       throw new BruitError('input', `the program has no ${name}`);
@@ -337,7 +339,7 @@ export class InsideTab {
   }
 
   private lives(): { lives: Life[]; slots: number[] } {
-    const { stepProgram } = this.opened().sampler;
+    const { stepProgram } = this.opened();
     const buffers = new Map<GPUBuffer, number>();
     const lives = new Map<Bindable, { first: number; last: number; slot: number }>();
     stepProgram.steps.forEach(({ operands }, i) => {

