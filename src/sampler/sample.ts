@@ -313,11 +313,6 @@ export class GpuSampler {
     return this.options.program;
   }
 
-  /** [N, C, H, W] of the sample. */
-  get shape(): GpuSamplerOptions['shape'] {
-    return this.options.shape;
-  }
-
   /** Changes inputs of later runs; those not named stay. */
   set(inputs: SamplerInputs): void {
     this.assertIdle('set');
