@@ -118,6 +118,12 @@ export class Trainer {
     }
   }
 
+  /** [C,H,W] of the images. */
+  get imageShape(): readonly [number, number, number] {
+    const [, channels, height, width] = this.step.config.batch;
+    return [channels, height, width];
+  }
+
   /** Optimizer steps done so far. */
   get stepsDone(): number {
     return this.done;
