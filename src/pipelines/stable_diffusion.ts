@@ -352,11 +352,14 @@ export class StableDiffusionPipeline {
           }
           return unetOf(contextOf(graph, unet, hoisted(graph, unetText, step, '')), sample, timestep, residuals);
         },
-        timeValues: (graph, timestep) =>
-          new Map([
-            ...timeOf(graph, timestep, unet, '', (ctx, sample) => unetOf(ctx, sample, timestep)),
-            ...(control ? timeOf(graph, timestep, control, 'controlnet.', (ctx, sample) => controlOf(ctx, sample, timestep, 1)) : []),
-          ]),
+        // Where the text joins the time embedding, no projection of it depends on the time alone.
+        ...(this.unet.config.addition_embed_type === null && {
+          timeValues: (graph: Tensor['graph'], timestep: Tensor) =>
+            new Map([
+              ...timeOf(graph, timestep, unet, '', (ctx, sample) => unetOf(ctx, sample, timestep)),
+              ...(control ? timeOf(graph, timestep, control, 'controlnet.', (ctx, sample) => controlOf(ctx, sample, timestep, 1)) : []),
+            ]),
+        }),
         // At full strength nothing of the image is left in the start of inpainting.
         ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
         ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),
