@@ -16,6 +16,7 @@ export { weightBytes, weightFormat, weightStorages, type WeightFormat, type Weig
 export type { StorageReport } from './model/weight_error';
 export { autoencoderHalf, decodeLatent, encodeImage, parseAutoencoderKLConfig, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig, type LatentDistribution } from './model/autoencoder_kl';
 export { decodeLatentTiny, encodeImageTiny, parseAutoencoderTinyConfig, type AutoencoderTinyConfig } from './model/autoencoder_tiny';
+export { decodeQuantized, parseVQModelConfig, type VQModelConfig } from './model/vq_model';
 export { decodeTiled, type TiledDecodeOptions, type TiledImage } from './model/tiled_decode';
 export { clipText, clipVision, parseCLIPTextConfig, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPTextInputs, type CLIPTextOutputs, type CLIPVisionConfig, type CLIPVisionOutputs } from './model/clip';
 export { parseT5Config, t5Encoder, type T5Config, type T5Inputs, type T5Outputs } from './model/t5';
@@ -40,10 +41,14 @@ export { openSafetensors, openSharded, writeSafetensors, type TensorStore } from
 export { blobSource, bytesSource, urlSource, type ByteSource } from './io/source';
 export { urlFolder, type ModelFolder } from './io/folder';
 export { encodePng, imageGrid } from './io/png';
+export { checkMemory, estimatePipeline, type ComponentMemory, type MemoryOptions, type PipelineMemory } from './pipelines/memory';
+export { linearPreview, pixelPreview, tinyPreview, type PreviewDecoder, type PreviewImages } from './pipelines/preview';
+export { LDMPipeline, type LDMCall } from './pipelines/ldm';
 export { DiTPipeline, type DiTCall } from './pipelines/dit';
 export { IFPipeline, IFSuperResolutionPipeline, type IFCall, type IFSuperResolutionCall, type PromptEmbeds } from './pipelines/deepfloyd_if';
 export { UnCLIPImageVariationPipeline, UnCLIPPipeline, type UnCLIPCall, type UnCLIPImageVariationCall } from './pipelines/unclip';
 export type { PipelineCall, PipelineImages } from './pipelines/stage';
 export type { LoadingOptions } from './pipelines/component';
 export { DDPMPipeline, type GenerateOptions, type GeneratedImages } from './pipelines/ddpm';
+export { StableDiffusionXLPipeline, type StableDiffusionXLOptions } from './pipelines/stable_diffusion_xl';
 export { StableDiffusionPipeline, type ImageBatch, type StableDiffusionOptions } from './pipelines/stable_diffusion';

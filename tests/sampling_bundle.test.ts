@@ -131,6 +131,13 @@ describe('models and adapters that the bundle is not tried with elsewhere', () =
   }
 });
 
+it('has weights as f32, and says so where another format is wanted', async () => {
+  const bundle = (await import(/* @vite-ignore */ pathToFileURL(path).href)) as typeof sampling;
+  const engine = await bundle.Engine.create({ device: await testDevice() });
+  const folder = modelFolder(join(root, 'models', 'digits'));
+  await expect(bundle.DDPMPipeline.fromFolder(engine, folder, { weights: 'int8' })).rejects.toThrow('weights as int8 take the whole of bruit: bruit/sampling has them as f32');
+});
+
 it('names the layer where sizes do not fit', async () => {
   const bundle = (await import(/* @vite-ignore */ pathToFileURL(path).href)) as typeof sampling;
   const engine = await bundle.Engine.create({ device: await testDevice() });

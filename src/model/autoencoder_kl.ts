@@ -33,9 +33,8 @@ export interface AutoencoderKLConfig {
   readonly mid_block_add_attention: boolean;
 }
 
-/** Reads diffusers' config.json; unknown or contradictory entries are errors that name them. */
-export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): AutoencoderKLConfig {
-  const c: ConfigReader = new ConfigReader(json, file, 'AutoencoderKL');
+/** Entries that all autoencoders with this encoder and decoder have. */
+export function parseAutoencoder(c: ConfigReader, { latentChannels = 4 } = {}): AutoencoderKLConfig {
   const config: AutoencoderKLConfig = {
     in_channels: c.integer('in_channels', 3),
     out_channels: c.integer('out_channels', 3),
@@ -44,7 +43,7 @@ export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): A
     block_out_channels: c.integers('block_out_channels', [64]),
     layers_per_block: c.integer('layers_per_block', 1),
     act_fn: activationName(c.string('act_fn', 'silu')),
-    latent_channels: c.integer('latent_channels', 4),
+    latent_channels: c.integer('latent_channels', latentChannels),
     norm_num_groups: c.integer('norm_num_groups', 32),
     sample_size: c.size('sample_size'),
     scaling_factor: c.number('scaling_factor', 0.18215),
@@ -54,9 +53,16 @@ export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): A
     use_post_quant_conv: c.boolean('use_post_quant_conv', true),
     mid_block_add_attention: c.boolean('mid_block_add_attention', true),
   };
+  c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: config.block_out_channels });
+  return config;
+}
+
+/** Reads diffusers' config.json; unknown or contradictory entries are errors that name them. */
+export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): AutoencoderKLConfig {
+  const c: ConfigReader = new ConfigReader(json, file, 'AutoencoderKL');
+  const config = parseAutoencoder(c);
   c.absent('latents_mean', 'latents_std');
   c.finish();
-  c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: config.block_out_channels });
   return config;
 }
 

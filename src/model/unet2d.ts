@@ -85,6 +85,7 @@ export function parseUNet2DConfig(json: unknown, file = 'config.json'): UNet2DCo
     num_class_embeds: c.nullableInteger('num_class_embeds', null),
     num_train_timesteps: c.nullableInteger('num_train_timesteps', null),
   };
+  c.absent('time_embedding_dim');
   c.finish();
   c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: channels });
   if (config.time_embedding_type === 'learned' && config.num_train_timesteps === null) c.fail('time_embedding_type "learned" needs num_train_timesteps');

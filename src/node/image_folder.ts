@@ -26,6 +26,7 @@ const byName = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
  * Files are decoded when first asked for; an unreadable one is an error that names it.
  */
 export async function loadImageFolder(folder: string, options: ImageFolderOptions): Promise<ImageDataset> {
+  sizeOf(options); // before the disk is searched
   const classes = await listFolder(folder, 'folders');
   const files: LabelledFile[] = [];
   for (const [label, name] of classes.entries()) {
@@ -40,6 +41,12 @@ export async function loadImageFolder(folder: string, options: ImageFolderOption
   return imageFiles(folder, files, classes.length > 0 ? classes : undefined, options);
 }
 
+function sizeOf({ size }: ImageFolderOptions): readonly [number, number] {
+  const [height, width] = typeof size === 'number' ? [size, size] : size;
+  check([height, width].every((n) => Number.isInteger(n) && n > 0), 'input', () => `image size ${height}x${width}: must be whole numbers above 0.`);
+  return [height, width];
+}
+
 interface LabelledFile {
   readonly path: string;
   readonly label: number;
@@ -47,9 +54,8 @@ interface LabelledFile {
 
 /** Image files as a data set. */
 export function imageFiles(name: string, files: readonly LabelledFile[], classes: readonly string[] | undefined, options: ImageFolderOptions): ImageDataset {
-  const [height, width] = typeof options.size === 'number' ? [options.size, options.size] : options.size;
+  const [height, width] = sizeOf(options);
   const { channels = 3, filter = 'area', cacheBytes = 2 ** 29 } = options;
-  check([height, width].every((n) => Number.isInteger(n) && n > 0), 'input', () => `image size ${height}x${width}: must be whole numbers above 0.`);
   check(channels === 1 || channels === 3, 'input', () => `${channels as number} channels: must be 1 (grey) or 3 (RGB).`);
 
   const size = channels * height * width;

@@ -26,6 +26,7 @@ export const schedulerNames = {
   euler_a: 'EulerAncestralDiscreteScheduler',
   dpmpp: 'DPMSolverMultistepScheduler',
   unipc: 'UniPCMultistepScheduler',
+  lcm: 'LCMScheduler',
 } as const satisfies Record<string, SchedulerClass>;
 export type SchedulerName = keyof typeof schedulerNames;
 

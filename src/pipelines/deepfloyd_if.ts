@@ -87,6 +87,10 @@ abstract class IFBase {
     protected readonly components: Components,
   ) {}
 
+  get scheduler(): SchedulerConfig {
+    return this.components.scheduler;
+  }
+
   /** Token ids and mask of texts, as the text encoder sees them: lower case, 77 tokens. */
   tokenize(prompts: readonly string[]): TokenBatch {
     const { text } = this.components;
@@ -200,7 +204,7 @@ export class IFSuperResolutionPipeline extends IFBase {
 
   /** guidance_scale is 4 and num_inference_steps 50 by default. */
   async generate(call: IFSuperResolutionCall): Promise<PipelineImages> {
-    const { image, noise_level = 250, generator, seed = 0 } = call;
+    const { image, noise_level = 250, generator, seed = 0, sampleOffset = 0 } = call;
     const { config } = this.components.unet;
     const size = call.size ?? config.sample_size;
     check(size, 'input', () => `${this.name}: the U-Net's config has no sample_size, so give a size`);
@@ -215,7 +219,7 @@ export class IFSuperResolutionPipeline extends IFBase {
     const draw = (stream: number): Float32Array => {
       if (generator) return generator.randn(shape);
       const all = new Float32Array(numel(shape));
-      for (let i = 0; i < n!; i++) all.set(normals(stageSeed(seed, 1), { index: i, step: 0, stream }, per), i * per);
+      for (let i = 0; i < n!; i++) all.set(normals(stageSeed(seed, 1), { index: sampleOffset + i, step: 0, stream }, per), i * per);
       return all;
     };
     const [latents, noise] = [draw(RngStream.noise), draw(RngStream.condition)];

@@ -15,12 +15,12 @@ import { readJson, type ModelFolder } from '../io/folder';
 import { clipText, clipVision, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPVisionConfig } from '../model/clip';
 import { parsePriorTransformerConfig, priorPostProcess, priorTransformer, priorTransformerInputs, type PriorTransformerConfig } from '../model/prior_transformer';
 import { parseUnCLIPTextProjConfig, unclipTextProj, type UnCLIPTextProjConfig } from '../model/unclip_text_proj';
-import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
+import { unet2d, type UNet2DConfig } from '../model/unet2d';
 import { unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createSampler, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
 import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions, type LoadingOptions } from './component';
-import { clipTextEncoder, conditionUNet } from './declarations';
+import { clipTextEncoder, conditionUNet, pixelUNet } from './declarations';
 import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 interface DecodingCall extends PipelineCall {
@@ -104,16 +104,6 @@ const textProjection: ComponentOptions<UnCLIPTextProjConfig> = {
     unclipTextProj(ctx, config, { imageEmbeds: leaf('image_embeds', [1, width]), promptEmbeds: leaf('prompt_embeds', [2, width]), textEncoderHiddenStates: leaf('states', [2, 1, width]) });
   },
 };
-
-const pixelUNet = (name: string): ComponentOptions<UNet2DConfig> => ({
-  name,
-  weights: 'diffusion_pytorch_model',
-  parse: parseUNet2DConfig,
-  declare(ctx, config) {
-    const side = 2 ** config.block_out_channels.length;
-    unet2d(ctx, config, unet2dInputs(ctx, config, [1, side, side]));
-  },
-});
 
 async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string, loading: LoadingOptions): Promise<Components> {
   await checkPipelineClass(folder, pipeline);
@@ -290,9 +280,11 @@ export class UnCLIPPipeline extends UnCLIPBase {
     const { config } = this.prior;
     const n = prompt.length;
     const image = await this.prior.use(async (weights) => {
+      // What the prior predicts is no image.
+      const { onPreview: _, ...own } = call;
       const latents = await runStage({
         engine: this.engine,
-        call,
+        call: own,
         prefix: 'prior.',
         program: createSampler(call.schedulers?.prior ?? this.priorScheduler, { numInferenceSteps: prior_num_inference_steps }),
         shape: [n, config.embedding_dim, 1, 1],

@@ -83,6 +83,8 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
 export interface SamplerPreview {
   readonly step: number;
   readonly total: number;
+  /** Of `sample` and `x0`. */
+  readonly shape: readonly [number, number, number, number];
   /** x_t, as the next step will read it. */
   readonly sample: Float32Array;
   /** The predicted x0, bounded as the program bounds it. */
@@ -388,7 +390,7 @@ export class GpuSampler {
         if (onPreview && ((step + 1) % previewEvery === 0 || step + 1 === total)) {
           await previews!.capture(([x0, sample, ...rest]) => {
             const recorded = Object.fromEntries([...this.leaves.recorded.keys()].map((name, i) => [name, rest[i]!]));
-            if (!ended && !signal?.aborted) onPreview({ step, total, x0: x0!, sample: sample!, recorded });
+            if (!ended && !signal?.aborted) onPreview({ step, total, shape: this.options.shape, x0: x0!, sample: sample!, recorded });
           });
         }
         queued.push(

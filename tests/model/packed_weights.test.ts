@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gradients } from '../../src/engine/autodiff';
 import { Engine } from '../../src/engine/device';
 import { Graph, type Tensor } from '../../src/engine/graph';
-import { add, cast, mul } from '../../src/engine/ops/pointwise';
+import { add, mul } from '../../src/engine/ops/pointwise';
 import { total } from '../../src/engine/ops/sum';
 import { compile } from '../../src/engine/program';
 import { pack, packedBytes, unpack } from '../../src/io/packed';
@@ -18,7 +18,7 @@ import { assertClose, normal, packingChecks, random } from '../helpers/op_suite'
 
 let engine: Engine;
 beforeAll(async () => {
-  engine = await Engine.create({ device: await testDevice() });
+  engine = await Engine.create({ device: await testDevice({ limits: 'default' }) });
 });
 afterAll(() => engine.destroy());
 
@@ -76,14 +76,33 @@ async function checkpoint(dtype: 'F32' | 'F16' | 'BF16') {
   return openSafetensors(bytesSource(writeSafetensors(Object.entries(shapes).map(([name, shape], i) => ({ name, dtype, shape, data: noise(shape.reduce((a, b) => a * b), i + 1, 0.2) }))), 'model.safetensors'));
 }
 
-async function run(storage: WeightStorage, dtype: 'F32' | 'F16' | 'BF16', change?: (store: WeightStore) => Promise<void>) {
+/** As on a device that binds no more at once. */
+async function withLimit<T>(bytes: number | undefined, body: () => Promise<T>): Promise<T> {
+  const limits: { maxStorageBufferBindingSize: number } = engine.profile.limits;
+  const real = limits.maxStorageBufferBindingSize;
+  limits.maxStorageBufferBindingSize = bytes ?? real;
+  try {
+    return await body();
+  } finally {
+    limits.maxStorageBufferBindingSize = real;
+  }
+}
+
+interface RunOptions {
+  readonly change?: (store: WeightStore) => void;
+  /** Most bytes that the store takes a binding to hold. */
+  readonly limit?: number;
+}
+
+async function run(storage: WeightStorage, dtype: 'F32' | 'F16' | 'BF16', { change, limit }: RunOptions = {}) {
   const graph = new Graph();
   const parameters = new Parameters(graph);
   const ids = graph.input('ids', [1, 1, 1], 'i32');
   const image = graph.input('image', [1, 4, 4, 3]);
   const y = build({ graph, parameters }, ids, image);
-  const store = await WeightStore.fromCheckpoint(engine, parameters.specs.values(), await checkpoint(dtype), { storage });
-  await change?.(store);
+  const file = await checkpoint(dtype);
+  const store = await withLimit(limit, () => WeightStore.fromCheckpoint(engine, parameters.specs.values(), file, { storage }));
+  change?.(store);
   const program = await compile(engine, graph, { outputs: [y], bindings: store.bindings(parameters), poison: true });
   program.write(ids, Int32Array.of(37));
   program.write(image, noise(48, 11));
@@ -100,7 +119,7 @@ async function run(storage: WeightStorage, dtype: 'F32' | 'F16' | 'BF16', change
 
 /** What the model gives with these weights, all f32. */
 async function withWeights(weights: ReadonlyMap<string, Float32Array>): Promise<Float32Array> {
-  return (await run('f32', 'F32', async (store) => Promise.resolve(weights.forEach((data, name) => store.write(name, data))))).values;
+  return (await run('f32', 'F32', { change: (store) => weights.forEach((data, name) => store.write(name, data)) })).values;
 }
 
 describe('a model', () => {
@@ -149,7 +168,7 @@ describe('a model', () => {
   });
 
   test('a number that f16 cannot hold is named', async () => {
-    await expect(run('f16', 'F32', (store) => Promise.resolve(store.write('linear.weight', new Float32Array(768).fill(1e5))))).rejects.toThrow(/'linear.weight' holds 100000, and f16 ends at 65504/);
+    await expect(run('f16', 'F32', { change: (store) => store.write('linear.weight', new Float32Array(768).fill(1e5)) })).rejects.toThrow(/'linear.weight' holds 100000, and f16 ends at 65504/);
   });
 
   test('gradients through packed weights', async () => {
@@ -175,23 +194,11 @@ describe('a model', () => {
   });
 });
 
-/** As on a device that binds no more at once. */
-async function withLimit<T>(bytes: number, body: () => Promise<T>): Promise<T> {
-  const limits: { maxStorageBufferBindingSize: number } = engine.profile.limits;
-  const real = limits.maxStorageBufferBindingSize;
-  limits.maxStorageBufferBindingSize = bytes;
-  try {
-    return await body();
-  } finally {
-    limits.maxStorageBufferBindingSize = real;
-  }
-}
-
 describe('weights longer than a binding', () => {
   test.each(['f32', 'bf16', 'int8', 'int4'] as const)('%s in parts: the same values', async (storage) => {
     const whole = await run(storage, 'F32');
     // The last convolution in two to twelve parts.
-    const parts = await withLimit(3072, () => run(storage, 'F32'));
+    const parts = await run(storage, 'F32', { limit: 3072 });
     expect(parts.slabs).toBeGreaterThan(whole.slabs);
     expect(parts.steps).toContain('concat');
     expect(parts.weights).toEqual(whole.weights);
@@ -204,20 +211,18 @@ describe('weights longer than a binding', () => {
     const ids = graph.input('ids', [8], 'i32');
     const y = embed({ graph, parameters }, 'table', ids, 100, 32);
     const expected = noise(3200, 4);
-    await withLimit(1024, async () => {
-      const store = new WeightStore(engine, parameters.specs.values());
-      store.write('table.weight', expected);
-      expect(store.slabs.length).toBe(13);
-      const program = await compile(engine, graph, { outputs: [cast(y, 'f32')], bindings: store.bindings(parameters), poison: true });
-      for (const { info } of program.steps) expect([...info.bindings.values()].filter((b) => b.type !== 'uniform').length).toBeLessThanOrEqual(8);
-      const rows = [-5, 0, 7, 8, 95, 96, 99, 1000];
-      program.write(ids, Int32Array.from(rows));
-      program.run();
-      const values = await program.read(y);
-      rows.forEach((r, i) => expect(values.subarray(i * 32, i * 32 + 32)).toEqual(expected.subarray(Math.min(Math.max(r, 0), 99) * 32).subarray(0, 32)));
-      program.destroy();
-      store.destroy();
-    });
+    const store = await withLimit(1024, () => Promise.resolve(new WeightStore(engine, parameters.specs.values())));
+    store.write('table.weight', expected);
+    expect(store.slabs.length).toBe(13);
+    const program = await compile(engine, graph, { outputs: [y], bindings: store.bindings(parameters), poison: true });
+    for (const { info } of program.steps) expect([...info.bindings.values()].filter((b) => b.type !== 'uniform').length).toBeLessThanOrEqual(8);
+    const rows = [-5, 0, 7, 8, 95, 96, 99, 1000];
+    program.write(ids, Int32Array.from(rows));
+    program.run();
+    const values = await program.read(y);
+    rows.forEach((r, i) => expect(values.subarray(i * 32, i * 32 + 32)).toEqual(expected.subarray(Math.min(Math.max(r, 0), 99) * 32).subarray(0, 32)));
+    program.destroy();
+    store.destroy();
   });
 
   test('activations beyond the limit: tensor, op, layer, sizes, and what to do', async () => {
