@@ -2,6 +2,7 @@
 import type { AdapterProfile } from './device';
 import type { Graph, Tensor } from './graph';
 import type { Bindable, DispatchSpec, TempTensor } from './op';
+import { groupProducts } from './group_products';
 import { fuse, readsOf, removeDeadCode, type PlannedNode } from './passes';
 import { planMemory, type MemoryPlan } from './plan';
 import { dtypeBytes, numel } from './shape';
@@ -26,6 +27,10 @@ export interface PlannedGraph {
   readonly leaves: readonly Tensor[];
   /** The tensor whose memory `t` is a view of, or `t`. */
   root(t: Tensor): Tensor;
+  /** Byte of its root's memory at which a view begins. */
+  offset(t: Tensor): number;
+  /** Leaves over several parameters that lie side by side, by the first of them. */
+  readonly joint: ReadonlyMap<Tensor, Tensor>;
 }
 
 export interface PlanOptions {
@@ -33,7 +38,7 @@ export interface PlanOptions {
   /** Kernel variant of a node, if not the op's own choice. */
   readonly variantOf?: (node: PlannedNode) => string | undefined;
   /** Values whose memory is the caller's. */
-  readonly bound?: ReadonlyMap<Tensor, unknown>;
+  readonly bound?: ReadonlyMap<Tensor, { readonly buffer: unknown; readonly offset: number }>;
   readonly fuse?: boolean;
 }
 
@@ -41,11 +46,20 @@ export interface PlanOptions {
 export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile, variantOf, bound, fuse: fusing = true }: PlanOptions): PlannedGraph {
   let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
   if (fusing) nodes = fuse(nodes, outputs, { maxStorageBuffers: profile.limits.maxStorageBuffersPerShaderStage });
+  const { minStorageBufferOffsetAlignment: alignment, maxStorageBufferBindingSize: limit } = profile.limits;
+  const grouped = fusing && bound ? groupProducts(nodes, { bindings: bound, alignment, limit }) : undefined;
+  if (grouped) ({ nodes } = grouped);
   const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node)));
 
   const roots = new Map<Tensor, Tensor>();
   const root = (t: Tensor): Tensor => roots.get(t) ?? t;
-  for (const n of nodes) if (n.op.view) roots.set(n.outputs[0]!, root(n.inputs[0]!));
+  const offsets = new Map<Tensor, number>();
+  const offset = (t: Tensor): number => offsets.get(t) ?? 0;
+  for (const n of nodes) {
+    if (!n.op.view) continue;
+    roots.set(n.outputs[0]!, root(n.inputs[0]!));
+    offsets.set(n.outputs[0]!, offset(n.inputs[0]!) + ((n.attrs as { offset?: number }).offset ?? 0));
+  }
   const lives = new Map<Bindable, { first: number; last: number }>();
   const touch = (t: Bindable, at: number): void => {
     const life = lives.get(t);
@@ -66,6 +80,8 @@ export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile,
     slotOf: new Map(planned.map((t, i) => [t, plan.assignment[i]!])),
     leaves: [...lives.keys()].filter((t): t is Tensor => !('temp' in t) && t.kind !== 'value'),
     root,
+    offset,
+    joint: grouped?.leaves ?? new Map(),
   };
 }
 

@@ -73,6 +73,7 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
     bound: bindings,
     ...(options.fuse !== undefined && { fuse: options.fuse }),
   });
+  for (const [joint, first] of planned.joint) bindings.set(joint, bindings.get(first)!);
   const memory = new ProgramMemory(engine, graph, planned, bindings, options.label ?? 'program');
   try {
     await memory.allocate(options.poison === true);
@@ -155,7 +156,8 @@ class ProgramMemory {
   view(t: Bindable): BufferView {
     const view = this.views.get('temp' in t ? t : this.planned.root(t));
     if (!view) throw new BruitError('input', `${this.label}: ${'temp' in t ? t.label : t} is not in this program; list it in \`outputs\` to keep it`);
-    return view;
+    const offset = 'temp' in t ? 0 : this.planned.offset(t);
+    return offset ? { buffer: view.buffer, offset: view.offset + offset } : view;
   }
 
   has(t: Tensor): boolean {

@@ -101,7 +101,11 @@ export class WeightStore {
     const { maxStorageBufferBindingSize, maxBufferSize, minStorageBufferOffsetAlignment } = engine.profile.limits;
     const limit = Math.min(maxStorageBufferBindingSize, maxBufferSize);
     const sizes: number[] = [];
-    for (const spec of specs) {
+    const all = [...specs];
+    for (const spec of all) this.places.set(spec.name, { spec, slab: 0, offset: 0 });
+    // Matrices, then vectors: the weights of to_q, to_k and to_v are neighbours, and so are their biases, which lets one product read them.
+    const vector = ({ shape }: ParameterSpec): boolean => shape.length < 2;
+    for (const spec of [...all.filter((s) => !vector(s)), ...all.filter(vector)]) {
       const bytes = Math.ceil((numel(spec.shape) * dtypeBytes[dtype]) / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
       if (bytes > limit) throw new BruitError('limit', `${label}: '${spec.name}' takes ${bytes} bytes; this device binds at most ${limit}. ${dtype === 'f32' ? 'Store the weights as f16.' : ''}`);
       if (sizes.length === 0 || sizes[sizes.length - 1]! + bytes > limit) sizes.push(0);
