@@ -32,7 +32,7 @@ const editDistance = `
 /**
  * esbuild plugin for bundles that only sample, minified with their shaders. Dropped are tests, gradients and documentation of ops; checks of
  * what cannot go wrong with shaders and ops that were tested, and the ops' own words about shapes (Graph.add names op, layer and operands);
- * {@link otherSchedulers}; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
+ * {@link otherSchedulers}; the pass that groups products; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
  * wgsl_reflect makes way for src/engine/wgsl_layout.ts.
  */
 export function samplingOnly(root) {
@@ -53,6 +53,8 @@ export function samplingOnly(root) {
       build.onResolve({ filter: /^wgsl_reflect\// }, () => ({ path: join(root, 'src/engine/wgsl_layout.ts') }));
       build.onResolve({ filter: /^fastest-levenshtein$/ }, ({ path }) => ({ path, namespace: 'sampling' }));
       build.onLoad({ filter: /.*/, namespace: 'sampling' }, () => ({ contents: editDistance, loader: 'js' }));
+      // A few dispatches fewer are not worth a kilobyte.
+      build.onLoad({ filter: /group_products\.ts$/ }, () => ({ contents: 'export const groupProducts = (nodes) => ({ nodes, leaves: [] })', loader: 'js' }));
       // A global for now: the texts come to stand side by side, where the compressor sees what they have in common.
       build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
       // Snippets that only gradients include.

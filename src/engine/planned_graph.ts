@@ -30,7 +30,7 @@ export interface PlannedGraph {
   /** Byte of its root's memory at which a view begins. */
   offset(t: Tensor): number;
   /** Leaves over several parameters that lie side by side, by the first of them. */
-  readonly joint: ReadonlyMap<Tensor, Tensor>;
+  readonly joint: Iterable<readonly [joint: Tensor, first: Tensor]>;
 }
 
 export interface PlanOptions {
@@ -81,7 +81,7 @@ export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile,
     leaves: [...lives.keys()].filter((t): t is Tensor => !('temp' in t) && t.kind !== 'value'),
     root,
     offset,
-    joint: grouped?.leaves ?? new Map(),
+    joint: grouped?.leaves ?? [],
   };
 }
 
