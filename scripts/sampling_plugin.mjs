@@ -10,8 +10,8 @@ const unused = new Set(['doc', 'grad', 'reference', 'derivative', 'domain', 'ari
 /** Schedulers that no diffusers pipeline of an unconditional U-Net names. */
 const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepScheduler', 'UnCLIPScheduler']);
 
-/** Kernels for software adapters whose subgroups have 4 or 8 lanes; `direct` ones serve there too. */
-const otherKernels = new Set(['broadcast', 'subgroup']);
+/** Kernels for software adapters whose subgroups have 4 or 8 lanes, `direct` ones serve there too; and what only the tuner chooses. */
+const otherKernels = new Set(['broadcast', 'subgroup', 'winograd']);
 
 /** In place of fastest-levenshtein, whose speed one error message does not need. */
 const editDistance = `
