@@ -83,4 +83,9 @@ export default defineConfig(
     files: ['bench/**/*.mjs'],
     languageOptions: { globals: Object.fromEntries(['navigator', 'fetch', 'crypto', 'GPUAdapter', 'GPUBuffer', 'GPUBufferUsage', 'GPUComputePassEncoder', 'GPUDevice', 'TextEncoder', 'VERSION'].map((name) => [name, 'readonly'])) },
   },
+  {
+    files: ['examples/**/*.js'],
+    languageOptions: { globals: Object.fromEntries(['process', 'console', 'URL', 'document', 'navigator', 'requestAnimationFrame', 'Worker', 'addEventListener', 'postMessage', 'GPUTextureUsage', 'GPUBufferUsage', 'GPUMapMode'].map((name) => [name, 'readonly'])) },
+    rules: { 'no-console': 'off' },
+  },
 );

@@ -40,7 +40,10 @@ try {
   if (needsAdapter(args)) process.exitCode = await reexecWithAdapter(kind, cli, args);
   else await import(pathToFileURL(cli).href);
 } catch (error) {
+  // Installed with --omit=optional, as for browsers alone.
+  const missing = error?.code === 'ERR_MODULE_NOT_FOUND' && /package '([^']+)'/.exec(error.message)?.[1];
+  if (missing) console.error(`bruit: the package ${missing} is not installed: the command line needs bruit's optional dependencies (npm install --include=optional)`);
   // A failed build (error.errors) has been printed by esbuild.
-  if (!error?.errors) console.error(error?.name === 'BruitError' ? `bruit: ${error.message}` : error);
+  else if (!error?.errors) console.error(error?.name === 'BruitError' ? `bruit: ${error.message}` : error);
   process.exitCode = 2;
 }

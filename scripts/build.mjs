@@ -1,33 +1,39 @@
 // Bundles with esbuild. `node scripts/build.mjs [TARGET…]` builds the named targets, or all.
 import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { mkdir, rename, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { dirname, join, relative, resolve } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { gzipSync } from 'node:zlib';
 import { glob } from './glob_plugin.mjs';
+import { pure } from './pure_plugin.mjs';
 import { samplingOnly } from './sampling_plugin.mjs';
 
 export const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 
+/** What Node alone needs, package.json calls optional; it stays outside of bundles. All other packages are inside. */
+const nodeOnly = Object.keys(JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')).optionalDependencies);
+
 /**
- * What `dist/` is made of. Node targets leave npm packages outside. The library is two entries, `bruit` and `bruit/node`, over one shared file, so that
- * a program that imports both has one `Engine` and one `BruitError`; it carries the packages that a browser can run and leaves those of Node outside.
+ * What `dist/` is made of. The library is two entries, `bruit` and `bruit/node`, over shared files, so that a program that imports both has one
+ * `Engine` and one `BruitError`. The namespace of ops and the parser of WGSL have files of their own: an application's bundler then drops them
+ * where they are not used.
  */
 const targets = {
   adapter: { entry: 'src/node/adapter.ts', out: 'dist/adapter.mjs', platform: 'node' },
   swiftshader: { entry: 'src/node/swiftshader.ts', out: 'dist/swiftshader.mjs', platform: 'node' },
-  cli: { entry: 'cli/main.ts', out: 'dist/cli.mjs', platform: 'node' },
+  cli: { entry: 'cli/main.ts', out: 'dist/cli.mjs', platform: 'node', options: { packages: undefined, external: nodeOnly } },
   index: {
     entry: 'src/index.ts',
     out: 'dist/index.js',
     platform: 'browser',
     options: {
-      entryPoints: { index: join(root, 'src/index.ts'), node: join(root, 'src/node/index.ts') },
+      entryPoints: Object.fromEntries(Object.entries({ index: 'src/index.ts', node: 'src/node/index.ts', ops: 'src/engine/ops/index.ts', wgsl_reflect: 'node_modules/wgsl_reflect/wgsl_reflect.module.js' }).map(([name, file]) => [name, join(root, file)])),
       outfile: undefined,
       outdir: join(root, 'dist'),
       splitting: true,
-      chunkNames: 'library',
-      external: ['node:*', 'webgpu', 'tar-fs', '@resvg/resvg-wasm'],
+      chunkNames: 'chunks/[name]-[hash]',
+      external: ['node:*', ...nodeOnly],
+      plugins: [pure(join(root, 'src'))],
     },
   },
   sampling: { entry: 'src/sampling.ts', out: 'dist/sampling.js', platform: 'browser', options: { sourcemap: false, plugins: [samplingOnly(root)] } },
@@ -66,6 +72,11 @@ export async function bundle(entry, out, platform, options = {}) {
     ...options,
   });
   for (const file of result.outputFiles) await writeWhole(file.path, file.contents);
+  if (options.splitting) {
+    const chunks = join(options.outdir, 'chunks');
+    const current = new Set(result.outputFiles.map((file) => file.path));
+    for (const name of readdirSync(chunks)) if (!current.has(join(chunks, name)) && !name.endsWith('.tmp')) await rm(join(chunks, name));
+  }
   return resolve(root, out);
 }
 
@@ -78,9 +89,10 @@ async function declarations() {
   const entries = ['index.ts', 'sampling.ts', 'node/index.ts', 'wgsl.d.ts', 'wgsl_reflect.d.ts'].map((file) => join(source, file));
   const program = ts.createProgram(entries, { ...options, noEmit: false, declaration: true, emitDeclarationOnly: true, rootDir: source, outDir: join(root, 'dist', 'types') });
   const files = new Map();
-  program.emit(undefined, (path, text) => files.set(path, text));
+  const { diagnostics } = program.emit(undefined, (path, text) => files.set(path, text));
+  if (diagnostics.length) throw new Error(ts.formatDiagnostics(diagnostics, { getCanonicalFileName: (name) => name, getCurrentDirectory: () => root, getNewLine: () => '\n' }));
   for (const [path, text] of files) {
-    const extended = text.replace(/(from |import\()'(\.[^']*)'/g, (_, start, to) => `${start}'${to}${files.has(join(dirname(path), `${to}.d.ts`)) ? '' : '/index'}.js'`);
+    const extended = text.replace(/(from |import\()(['"])(\.[^'"]*)\2/g, (_, start, _quote, to) => `${start}'${to}${files.has(join(dirname(path), `${to}.d.ts`)) ? '' : '/index'}.js'`);
     await writeWhole(path, extended);
   }
   return join(root, 'dist', 'types', 'index.d.ts');
@@ -112,9 +124,9 @@ export async function build(names = [...Object.keys(targets), 'types']) {
  * output is taken as it is.
  */
 export async function ensureBuilt(name) {
-  const target = targets[name];
-  const out = join(root, target.out);
-  if (!existsSync(join(root, target.entry))) return out;
+  const { entry, out: file } = targets[name] ?? { entry: 'src/index.ts', out: 'dist/types/index.d.ts' };
+  const out = join(root, file);
+  if (!existsSync(join(root, entry))) return out;
   const sources = ['src', 'cli', 'shaders', 'scripts', 'package.json'].map((path) => join(root, path)).filter((path) => existsSync(path));
   if (!existsSync(out) || Math.max(...sources.map(newest)) > statSync(out).mtimeMs) await build([name]);
   return out;

@@ -7,8 +7,11 @@ import { delimiter, extname, join, normalize, sep } from 'node:path';
 import puppeteer from 'puppeteer-core';
 import { load } from './build.mjs';
 
-/** Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. `close()` it; its profile goes with it. */
-export async function launchChrome({ adapter = 'software' } = {}) {
+/**
+ * Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. `close()` it; its profile goes with it. With `canvas`, pages can
+ * show WebGPU canvases: Chrome's own drawing then goes through SwiftShader too, in a GPU process. Without, a canvas loses its device.
+ */
+export async function launchChrome({ adapter = 'software', canvas = false } = {}) {
   const { embeddedChrome } = await load('swiftshader');
   const { executable, libraries } = await embeddedChrome();
   const profile = await mkdtemp(join(tmpdir(), 'bruit-chrome-'));
@@ -20,7 +23,7 @@ export async function launchChrome({ adapter = 'software' } = {}) {
     args: [
       '--no-sandbox', // the sandbox needs root or user namespaces, which containers often lack
       '--no-zygote',
-      '--in-process-gpu', // a GPU process of its own does not come up without a display here
+      ...(canvas ? ['--use-vulkan=swiftshader', '--use-angle=swiftshader', '--enable-features=Vulkan', '--ignore-gpu-blocklist', '--disable-gpu-sandbox'] : ['--in-process-gpu']),
       '--enable-unsafe-webgpu',
       ...(adapter === 'gpu' ? ['--enable-features=Vulkan'] : ['--use-webgpu-adapter=swiftshader']),
       '--disable-dev-shm-usage', // /dev/shm is 64 MB in a container

@@ -1,8 +1,9 @@
 /** From a graph to dispatches and a memory plan: passes, lowering, lifetimes. Needs a device's profile, not the device. */
+import type { BufferView } from './buffer_view';
 import type { AdapterProfile } from './device';
 import type { Graph, Tensor } from './graph';
 import type { Bindable, DispatchSpec, TempTensor } from './op';
-import { groupProducts } from './group_products';
+import { groupProducts, type GroupedProducts } from './group_products';
 import { fuse, readsOf, removeDeadCode, type PlannedNode } from './passes';
 import { planMemory, type MemoryPlan } from './plan';
 import { dtypeBytes, numel } from './shape';
@@ -27,39 +28,32 @@ export interface PlannedGraph {
   readonly leaves: readonly Tensor[];
   /** The tensor whose memory `t` is a view of, or `t`. */
   root(t: Tensor): Tensor;
-  /** Byte of its root's memory at which a view begins. */
-  offset(t: Tensor): number;
-  /** Leaves over several parameters that lie side by side, by the first of them. */
-  readonly joint: Iterable<readonly [joint: Tensor, first: Tensor]>;
+  /** What several parameters or results that lie side by side became. */
+  readonly grouped: GroupedProducts | undefined;
 }
 
 export interface PlanOptions {
+  /** In place of the graph's own. */
+  readonly nodes?: readonly PlannedNode[];
   readonly profile: AdapterProfile;
   /** Kernel variant of a node, if not the op's own choice. */
   readonly variantOf?: (node: PlannedNode) => string | undefined;
-  /** Values whose memory is the caller's. */
-  readonly bound?: ReadonlyMap<Tensor, { readonly buffer: unknown; readonly offset: number }>;
+  /** Memory of the caller's. */
+  readonly bound?: ReadonlyMap<Tensor, BufferView>;
   readonly fuse?: boolean;
 }
 
 /** @throws BruitError `shape` where an op refuses its operands. */
-export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile, variantOf, bound, fuse: fusing = true }: PlanOptions): PlannedGraph {
-  let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
+export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { nodes: given = graph.nodes, profile, variantOf, bound, fuse: fusing = true }: PlanOptions): PlannedGraph {
+  let nodes: PlannedNode[] = removeDeadCode(given, outputs);
   if (fusing) nodes = fuse(nodes, outputs, { maxStorageBuffers: profile.limits.maxStorageBuffersPerShaderStage });
-  const { minStorageBufferOffsetAlignment: alignment, maxStorageBufferBindingSize: limit } = profile.limits;
-  const grouped = fusing && bound ? groupProducts(nodes, { bindings: bound, alignment, limit }) : undefined;
-  if (grouped) ({ nodes } = grouped);
-  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node)));
+  const grouped = fusing && bound ? groupProducts(nodes, bound, profile.limits) : undefined;
+  nodes = grouped?.nodes ?? nodes;
+  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node), bound));
 
   const roots = new Map<Tensor, Tensor>();
   const root = (t: Tensor): Tensor => roots.get(t) ?? t;
-  const offsets = new Map<Tensor, number>();
-  const offset = (t: Tensor): number => offsets.get(t) ?? 0;
-  for (const n of nodes) {
-    if (!n.op.view) continue;
-    roots.set(n.outputs[0]!, root(n.inputs[0]!));
-    offsets.set(n.outputs[0]!, offset(n.inputs[0]!) + ((n.attrs as { offset?: number }).offset ?? 0));
-  }
+  for (const n of nodes) if (n.op.view) roots.set(n.outputs[0]!, root(n.inputs[0]!));
   const lives = new Map<Bindable, { first: number; last: number }>();
   const touch = (t: Bindable, at: number): void => {
     const life = lives.get(t);
@@ -80,12 +74,11 @@ export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile,
     slotOf: new Map(planned.map((t, i) => [t, plan.assignment[i]!])),
     leaves: [...lives.keys()].filter((t): t is Tensor => !('temp' in t) && t.kind !== 'value'),
     root,
-    offset,
-    joint: grouped?.leaves ?? [],
+    grouped,
   };
 }
 
-function lower(node: PlannedNode, profile: AdapterProfile, variant: string | undefined): Lowered {
+function lower(node: PlannedNode, profile: AdapterProfile, variant: string | undefined, bound?: ReadonlyMap<Tensor, BufferView>): Lowered {
   const specs: DispatchSpec[] = [];
   const temps: TempTensor[] = [];
   node.op.lower({
@@ -95,6 +88,7 @@ function lower(node: PlannedNode, profile: AdapterProfile, variant: string | und
     attrs: node.attrs as never,
     profile,
     variant,
+    packed: (t) => bound?.get(t)?.packed?.format,
     temp(label, shape, dtype = 'f32') {
       const t: TempTensor = { temp: true, label, shape, dtype };
       temps.push(t);

@@ -4,9 +4,11 @@
  * `compile` runs the passes, lowers nodes to dispatches, plans memory, and makes every buffer, bind group and pipeline. `run` then only
  * encodes the flat dispatch list: it creates no GPU resource, writes nothing and reads nothing back.
  */
+import type { BufferView } from './buffer_view';
 import type { Engine } from './device';
 import { BruitError } from './errors';
 import type { Graph, HostData, Tensor } from './graph';
+import { partView } from './group_products';
 import type { Bindable, Cost } from './op';
 import { scale } from './ops/pointwise';
 import { readsOf, type PlannedNode } from './passes';
@@ -15,13 +17,10 @@ import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph } from './p
 import { emitEpilogue } from './pointwise_codegen';
 import { highestBinding, packParams, reflect, specialise, type EntryInfo } from './shader';
 import { numel, showShape } from './shape';
+import { readStored } from './stored';
 import { tuningKey } from './tuning_key';
 
-/** A range of a GPU buffer; `offset` is a multiple of the device's storage offset alignment (256 by default). */
-export interface BufferView {
-  readonly buffer: GPUBuffer;
-  readonly offset: number;
-}
+export type { BufferView } from './buffer_view';
 
 export interface CompileOptions {
   /** Values to keep: readable after a run, never overwritten within one. */
@@ -68,12 +67,13 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
   }
   const outputs = new Set<Tensor>([...options.outputs, ...[...bindings.keys()].filter((t) => t.kind === 'value')]);
   const planned = planGraph(graph, outputs, {
+    nodes: readStored(graph, bindings),
     profile: engine.profile,
     variantOf: (node) => options.variants?.[node.op.name] ?? tunedVariant(engine, node),
     bound: bindings,
     ...(options.fuse !== undefined && { fuse: options.fuse }),
   });
-  for (const [joint, first] of planned.joint) bindings.set(joint, bindings.get(first)!);
+  for (const [joint, first] of planned.grouped?.leaves ?? []) bindings.set(joint, bindings.get(first)!);
   const memory = new ProgramMemory(engine, graph, planned, bindings, options.label ?? 'program');
   try {
     await memory.allocate(options.poison === true);
@@ -118,10 +118,8 @@ class ProgramMemory {
     const { device, profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
     const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
-    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => bytesOf(t) > limit);
-    if (oversize) {
-      throw new BruitError('limit', `${this.label}: ${'temp' in oversize ? `workspace '${oversize.label}' ${showShape(oversize.shape)}` : `${oversize}${oversize.node ? ` of ${oversize.node.op.name} (${oversize.node.path})` : ''}`} takes ${bytesOf(oversize)} bytes, this device binds at most ${limit}. Use a smaller batch or image.`);
-    }
+    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => this.bytesOf(t) > limit);
+    if (oversize) throw new BruitError('limit', `${this.label}: ${this.describe(oversize)} takes ${this.bytesOf(oversize)} bytes, this device binds at most ${limit} at once. ${adviceFor(oversize)}`);
     // Before the error scope opens: an exception inside would leave it open on the caller's device.
     const unbound = this.planned.leaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
     if (unbound) throw new BruitError('checkpoint', `${this.label}: parameter '${unbound.name}' ${showShape(unbound.shape)} has no buffer in \`bindings\``);
@@ -140,6 +138,16 @@ class ProgramMemory {
     if (error) throw new BruitError('limit', `${this.label}: out of GPU memory: ${this.plan.plannedBytes} bytes of activations were planned (${error.message}). Use a smaller batch or image, or gradient checkpointing.`);
   }
 
+  /** Bytes that are bound for a tensor. */
+  bytesOf(t: Bindable): number {
+    return ('temp' in t ? undefined : this.bindings.get(t)?.packed?.bytes) ?? bytesOf(t);
+  }
+
+  private describe(t: Bindable): string {
+    const node = 'temp' in t ? this.planned.lowered.find(({ temps }) => temps.includes(t))?.node : t.node;
+    return `${'temp' in t ? `workspace '${t.label}' ${showShape(t.shape)}` : t}${node ? ` of ${node.op.name} (${node.path || 'top level'})` : ''}`;
+  }
+
   private create(label: string, size: number): GPUBuffer {
     const buffer = this.engine.createBuffer(label, size, tensorUsage);
     this.owned.push(buffer);
@@ -156,8 +164,7 @@ class ProgramMemory {
   view(t: Bindable): BufferView {
     const view = this.views.get('temp' in t ? t : this.planned.root(t));
     if (!view) throw new BruitError('input', `${this.label}: ${'temp' in t ? t.label : t} is not in this program; list it in \`outputs\` to keep it`);
-    const offset = 'temp' in t ? 0 : this.planned.offset(t);
-    return offset ? { buffer: view.buffer, offset: view.offset + offset } : view;
+    return 'temp' in t ? view : partView(view, this.planned.grouped, t);
   }
 
   has(t: Tensor): boolean {
@@ -169,6 +176,11 @@ class ProgramMemory {
     this.owned.length = 0;
   }
 }
+
+const adviceFor = (t: Bindable): string =>
+  !('temp' in t) && t.kind === 'parameter'
+    ? 'Bind it in parts, or packed in a smaller format (WeightStore does both).'
+    : 'Use a smaller batch or image; decode latents in tiles (decodeTiled); train with gradient checkpointing or a smaller batch.';
 
 async function record(engine: Engine, lowered: readonly Lowered[], memory: ProgramMemory): Promise<Step[]> {
   const { device, profile, pipelines } = engine;
@@ -233,7 +245,7 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       const t = all[name];
       if (!t) throw new BruitError('shader', `shaders/${info.file} (${info.entry}): nothing is bound to '${name}'`);
       const view = memory.view(t);
-      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(bytesOf(t)) } });
+      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(memory.bytesOf(t)) } });
     }
     for (const name of Object.keys(all)) {
       if (!info.bindings.has(name)) throw new BruitError('shader', `shaders/${info.file} (${info.entry}) does not use a binding '${name}'`);
@@ -247,17 +259,17 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       pipeline: ready[i]!,
       bindGroup: device.createBindGroup({ label, layout: ready[i]!.getBindGroupLayout(0), entries }),
       workgroups: [Math.ceil(spec.workgroups / y), y],
-      cost: spec.cost ?? nodeCost(node),
+      cost: spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t)),
     };
   });
 }
 
 /** Flops of the op (and its epilogue), and the bytes of all operands and results once. */
-export function nodeCost(node: PlannedNode): Cost {
+export function nodeCost(node: PlannedNode, stored: (t: Tensor) => number): Cost {
   const fused = node.epilogue ? numel(node.outputs[0]!.shape) * node.epilogue.program.steps.reduce((n, s) => n + s.row.flops, 0) : 0;
   return {
     flops: node.op.flops(node.inputs, node.outputs, node.attrs as never) + fused,
-    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + t.bytes, 0),
+    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + stored(t), 0),
   };
 }
 
@@ -324,17 +336,26 @@ export class Program {
     for (let k = 0; k < times; k++) {
       for (const steps of this.submissions) {
         const encoder = device.createCommandEncoder();
-        const pass = encoder.beginComputePass();
-        let pipeline: GPUComputePipeline | undefined;
-        for (const step of steps) {
-          if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
-          pass.setBindGroup(0, step.bindGroup);
-          pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
-        }
-        pass.end();
+        this.encode(encoder, steps);
         device.queue.submit([encoder.finish()]);
       }
     }
+  }
+
+  /**
+   * Records one replay into the caller's command encoder, as one compute pass; it runs when the caller submits. {@link run} cuts long programs into
+   * several submissions, here that is the caller's to do: `steps` may be any part of {@link Program.steps}, in order.
+   */
+  encode(encoder: GPUCommandEncoder, steps: readonly Step[] = this.steps): void {
+    this.assertUsable();
+    const pass = encoder.beginComputePass();
+    let pipeline: GPUComputePipeline | undefined;
+    for (const step of steps) {
+      if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
+      pass.setBindGroup(0, step.bindGroup);
+      pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
+    }
+    pass.end();
   }
 
   /** Resolves when everything submitted so far has run; rejects if the device was lost. */

@@ -6,6 +6,7 @@ import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
 import { Parameters, WeightStore } from '../model/parameters';
+import type { WeightStorage } from '../model/weight_format';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
 import { Graph, type Tensor } from '../engine/graph';
 import type { BufferView } from '../engine/program';
@@ -25,6 +26,7 @@ export const schedulerNames = {
   euler_a: 'EulerAncestralDiscreteScheduler',
   dpmpp: 'DPMSolverMultistepScheduler',
   unipc: 'UniPCMultistepScheduler',
+  lcm: 'LCMScheduler',
 } as const satisfies Record<string, SchedulerClass>;
 export type SchedulerName = keyof typeof schedulerNames;
 
@@ -60,6 +62,8 @@ export interface GenerateOptions {
   readonly seed?: number;
   /** Number of the first image. */
   readonly sampleOffset?: number;
+  /** Only images `from` to `to` − 1 of the `count`, bit for bit as the whole job makes them: so several machines share a job. */
+  readonly range?: readonly [from: number, to: number];
   /** Images computed at once. */
   readonly batchSize?: number;
   /** [height, width], the config's sample_size by default. */
@@ -91,10 +95,10 @@ export class DDPMPipeline {
   ) {}
 
   /**
-   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`.
-   * Configs are checked before any weight is read.
+   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`; `weights` says how they
+   * lie in GPU memory. Configs are checked before any weight is read.
    */
-  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; weights?: WeightStorage; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
     const { component = 'unet' } = options;
     check(await folder.has('model_index.json'), 'checkpoint', () => `${folder.name}: no model_index.json; this is not a pipeline folder in diffusers' layout`);
     const index = await readJson(folder, 'model_index.json');
@@ -108,25 +112,30 @@ export class DDPMPipeline {
     const parameters = new Parameters(new Graph());
     const ctx = { graph: parameters.graph, parameters };
     unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, ...smallest(unet)]));
-    const weights = new WeightStore(engine, parameters.specs.values(), 'unet');
     const store = await openWeights(folder, component);
     try {
-      await weights.load(store, options.onProgress);
-    } catch (e) {
-      weights.destroy();
-      throw e;
+      const weights = await WeightStore.fromCheckpoint(engine, parameters.specs.values(), store, { label: 'unet', storage: options.weights ?? 'auto', onProgress: options.onProgress });
+      return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
     } finally {
       await store.close();
     }
-    return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
   }
 
-  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
-  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
-    const { steps = 50, seed = 0, sampleOffset = 0 } = o;
+  /**
+   * The sampler of the first batch that these options ask for, compiled and not run: to record its steps into one's own command encoder, or to use the
+   * sample where it lies on the GPU. It is the caller's to destroy, before the pipeline, whose weights it reads.
+   */
+  async createSampler(o: GenerateOptions = {}): Promise<GpuSampler> {
+    return (await this.prepare(o)).sampler;
+  }
+
+  private async prepare(o: GenerateOptions) {
+    const { steps = 50, seed = 0 } = o;
     const { unet } = this;
     const count = o.count ?? o.labels?.length ?? 1;
     check(Number.isInteger(count) && count >= 1, 'input', () => `count ${count} must be a whole number of at least 1`);
+    const [from, to] = o.range ?? [0, count];
+    check(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= count && !(o.range && o.generator), 'input', () => `range ${from} to ${to} is no part of the ${count} images, or a generator draws for all`);
     const size = o.size ?? unet.sample_size;
     check(size, 'input', () => `${this.name}: the config has no sample_size, so give a size`);
     const conditional = unet.num_class_embeds !== null && unet.class_embed_type === null;
@@ -150,20 +159,27 @@ export class DDPMPipeline {
       shape,
       ...samplerModel(unet, (parameters) => this.weights.bindings(parameters)),
       seed,
-      ...(labels && { labels: batchLabels(0)! }),
+      sampleOffset: (o.sampleOffset ?? 0) + from,
+      ...(labels && { labels: batchLabels(from)! }),
       ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
       preview: o.onPreview !== undefined,
       ...drawNoise(o.generator, program, shape),
       record: o.onRecord !== undefined,
     });
+    return { sampler, program, shape, from, to, labels, batch, batchLabels };
+  }
+
+  /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
+  async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
+    const { sampler, program, shape, from, to, labels, batch, batchLabels } = await this.prepare(o);
     try {
       const per = shape[1] * shape[2] * shape[3];
-      const images = new Float32Array(count * per);
-      const evaluations = program.steps.length * Math.ceil(count / batch);
+      const images = new Float32Array((to - from) * per);
+      const evaluations = program.steps.length * Math.ceil((to - from) / batch);
       o.onProgress?.(0, evaluations);
-      for (let first = 0; first < count; first += batch) {
-        sampler.set({ sampleOffset: sampleOffset + first, ...(labels && { labels: batchLabels(first)! }) });
-        const before = (first / batch) * program.steps.length;
+      for (let first = from; first < to; first += batch) {
+        sampler.set({ sampleOffset: (o.sampleOffset ?? 0) + first, ...(labels && { labels: batchLabels(first)! }) });
+        const before = ((first - from) / batch) * program.steps.length;
         await sampler.run({
           ...(o.signal && { signal: o.signal }),
           onProgress: (done) => o.onProgress?.(before + done, evaluations),
@@ -176,12 +192,12 @@ export class DDPMPipeline {
         });
         const sample = await sampler.read();
         // [-1,1] to [0,1]
-        const used = Math.min(batch, count - first) * per;
-        for (let i = 0; i < used; i++) images[first * per + i] = Math.min(Math.max(sample[i]! / 2 + 0.5, 0), 1);
+        const used = Math.min(batch, to - first) * per;
+        for (let i = 0; i < used; i++) images[(first - from) * per + i] = Math.min(Math.max(sample[i]! / 2 + 0.5, 0), 1);
       }
       o.onRecord?.('timesteps', Float32Array.from(program.timesteps));
       o.onRecord?.('image', images);
-      return { images, shape: [count, shape[1], shape[2], shape[3]], labels };
+      return { images, shape: [to - from, shape[1], shape[2], shape[3]], labels: labels?.slice(from, to) };
     } finally {
       sampler.destroy();
     }

@@ -14,6 +14,10 @@ import { Inputs } from './component';
 export interface PipelineCall {
   /** Image i is a pure function of (seed, i) and the arguments; 0 by default. Without effect where a `generator` is given. */
   readonly seed?: number;
+  /** Number of the first image: parts of a larger job are images of their own. */
+  readonly sampleOffset?: number;
+  /** x_t and the predicted x0 after every step of the stage that makes the image, some time after the step. */
+  readonly onPreview?: (preview: SamplerPreview) => void;
   /** Where all normal draws come from, in the order in which diffusers draws: torch's generators, or recorded draws. */
   readonly generator?: NormalSource;
   readonly signal?: AbortSignal;
@@ -94,7 +98,7 @@ export const recordSteps = (record: NonNullable<PipelineCall['onRecord']>, prefi
 /** Runs a stage; returns its last sample [N, C, H, W]. */
 export async function runStage(stage: Stage): Promise<Float32Array> {
   const { engine, call, prefix = '', index = 0, program, shape, guidanceScale = 1, weights, model, timeModel, labels, progress } = stage;
-  const { generator, onRecord: record } = call;
+  const { generator, onRecord: record, onPreview } = call;
   const parameters: Parameters[] = [];
   const contextOf = (graph: Graph, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
     const own = new Parameters(graph);
@@ -117,9 +121,11 @@ export async function runStage(stage: Stage): Promise<Float32Array> {
     }),
     bindings: () => new Map(parameters.flatMap((own) => [...weights.bindings(own)])),
     seed: stageSeed(call.seed ?? 0, index),
+    sampleOffset: call.sampleOffset ?? 0,
     ...drawNoise(generator, program, shape, stage.latents),
     ...(labels && { labels: labels.classes }),
     ...(guided(guidanceScale) && { guidance: { scale: guidanceScale, ...(labels && { nullLabel: labels.none }) } }),
+    preview: onPreview !== undefined,
     record: record !== undefined,
   });
   try {
@@ -128,7 +134,12 @@ export async function runStage(stage: Stage): Promise<Float32Array> {
     await sampler.run({
       ...(call.signal && { signal: call.signal }),
       onProgress: () => progress.tick(),
-      ...(record && { onPreview: recordSteps(record, prefix) }),
+      ...((record ?? onPreview) && {
+        onPreview: (preview: SamplerPreview) => {
+          if (record) recordSteps(record, prefix)(preview);
+          onPreview?.(preview);
+        },
+      }),
     });
     return await sampler.read();
   } finally {

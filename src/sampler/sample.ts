@@ -83,6 +83,8 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
 export interface SamplerPreview {
   readonly step: number;
   readonly total: number;
+  /** Of `sample` and `x0`. */
+  readonly shape: readonly [number, number, number, number];
   /** x_t, as the next step will read it. */
   readonly sample: Float32Array;
   /** The predicted x0, bounded as the program bounds it. */
@@ -372,12 +374,14 @@ export class GpuSampler {
     };
 
     proceed(0);
+    const encoder = this.engine.device.createCommandEncoder();
+    this.encodeStart(encoder);
     this.running = true;
     let ended = false;
     let done = 0;
     const queued: Promise<void>[] = [];
     try {
-      this.restart();
+      this.engine.device.queue.submit([encoder.finish()]);
       const pace = new Pace();
       for (let step = 0; step < total; step++) {
         while (queued.length >= pace.depth) await queued.shift();
@@ -386,7 +390,7 @@ export class GpuSampler {
         if (onPreview && ((step + 1) % previewEvery === 0 || step + 1 === total)) {
           await previews!.capture(([x0, sample, ...rest]) => {
             const recorded = Object.fromEntries([...this.leaves.recorded.keys()].map((name, i) => [name, rest[i]!]));
-            if (!ended && !signal?.aborted) onPreview({ step, total, x0: x0!, sample: sample!, recorded });
+            if (!ended && !signal?.aborted) onPreview({ step, total, shape: this.options.shape, x0: x0!, sample: sample!, recorded });
           });
         }
         queued.push(
@@ -409,21 +413,40 @@ export class GpuSampler {
     }
   }
 
-  /** Counter and slots to zero, the sample to its start. */
-  private restart(): void {
+  /**
+   * Records the start of a run into the caller's command encoder: counter and slots to zero, the sample to its noise. Then record
+   * {@link encodeStep} once for each of the {@link steps}, in this encoder or later ones.
+   */
+  encodeStart(encoder: GPUCommandEncoder): void {
+    this.assertIdle('encodeStart');
     const { counter, slots } = this.leaves.state;
-    this.stepProgram.write(counter, Uint32Array.of(0));
     // A run that ended in infinities must not leave them to the next: 0 times infinity is not 0.
-    const { buffer, offset } = this.stepProgram.view(slots);
-    const encoder = this.engine.device.createCommandEncoder();
-    encoder.clearBuffer(buffer, offset, slots.bytes);
-    this.engine.device.queue.submit([encoder.finish()]);
+    for (const state of [counter, slots]) {
+      const { buffer, offset } = this.stepProgram.view(state);
+      encoder.clearBuffer(buffer, offset, state.bytes);
+    }
     const { draw, start, time } = this.startPrograms;
     // For each run anew: weights may have changed (training).
-    time?.run();
+    time?.encode(encoder);
     if (this.latents) start.write(this.leaves.startNoise, this.latents);
-    else draw.run();
-    start.run();
+    else draw.encode(encoder);
+    start.encode(encoder);
+  }
+
+  /** Records the next step into the caller's command encoder. */
+  encodeStep(encoder: GPUCommandEncoder): void {
+    this.assertIdle('encodeStep');
+    this.stepProgram.encode(encoder);
+  }
+
+  /** [N, C, H, W] of the sample. */
+  get shape(): GpuSamplerOptions['shape'] {
+    return this.options.shape;
+  }
+
+  /** Steps of a run. */
+  get steps(): number {
+    return this.options.program.steps.length;
   }
 
   /** The sample of the last run, [N, C, H, W]. */

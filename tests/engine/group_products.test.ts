@@ -1,5 +1,6 @@
 import { afterAll, describe, expect, test } from 'vitest';
 import { gradients } from '../../src/engine/autodiff';
+import type { BufferView } from '../../src/engine/buffer_view';
 import { Engine } from '../../src/engine/device';
 import { Graph, type Tensor } from '../../src/engine/graph';
 import { groupProducts } from '../../src/engine/group_products';
@@ -67,18 +68,18 @@ test.each<[string, number, (ctx: ModelContext) => Tensor]>([
 });
 
 describe('what stays apart', () => {
-  const buffer = {};
+  const buffer = {} as GPUBuffer;
   /** Two products of x by weights [8, n] at the given offsets; returns how many are left. */
-  function left(n: number, offsets: readonly [number, number], build: (x: Tensor, w: Tensor, bias: Tensor) => Tensor = (x, w) => matmul(x, w), o: { limit?: number; bound?: boolean } = {}): number {
+  function left(n: number, offsets: readonly [number, number], build: (x: Tensor, w: Tensor, bias: Tensor) => Tensor = (x, w) => matmul(x, w), o: { limit?: number; bound?: boolean; packed?: BufferView['packed'] } = {}): number {
     const graph = new Graph();
     const x = graph.input('x', [1, 16, 8]);
     const weights = [0, 1].map((i) => graph.parameter(`w${i}`, [8, n]));
     const biases = [0, 1].map((i) => graph.parameter(`b${i}`, [n]));
     const outputs = weights.map((w, i) => build(x, w, biases[i]!));
-    const bindings = new Map([...weights.map((w, i) => [w, { buffer, offset: offsets[i]! }] as const), ...biases.map((b, i) => [b, { buffer, offset: 65536 + i * 256 }] as const)]);
-    if (o.bound) bindings.set(outputs[1]!, { buffer: {}, offset: 0 });
+    const bindings = new Map<Tensor, BufferView>([...weights.map((w, i) => [w, { buffer, offset: offsets[i]!, ...(o.packed && { packed: o.packed }) }] as const), ...biases.map((b, i) => [b, { buffer, offset: 65536 + i * 256 }] as const)]);
+    if (o.bound) bindings.set(outputs[1]!, { buffer: {} as GPUBuffer, offset: 0 });
     const nodes = fuse(graph.nodes, new Set(outputs), { maxStorageBuffers: 8 });
-    const grouped = groupProducts(nodes, { bindings, alignment: 256, limit: o.limit ?? 2 ** 27 });
+    const grouped = groupProducts(nodes, bindings, { ...engine.profile.limits, minStorageBufferOffsetAlignment: 256, maxStorageBufferBindingSize: o.limit ?? 2 ** 27 });
     return grouped.nodes.filter((node) => !node.op.view).length;
   }
 
@@ -92,5 +93,6 @@ describe('what stays apart', () => {
   test('results that would not begin at a multiple of the alignment', () => expect(left(5, [0, 160])).toBe(2));
   test('more than may be bound at once', () => expect(left(64, [0, 2048], undefined, { limit: 4096 })).toBe(2));
   test("a result in the caller's memory", () => expect(left(64, [0, 2048], undefined, { bound: true })).toBe(2));
+  test('packed weights', () => expect(left(64, [0, 2048], undefined, { packed: { format: 'f16' } as unknown as NonNullable<BufferView['packed']> })).toBe(2));
   test('a transposed weight', () => expect(left(8, [0, 256], (x, w) => matmul(x, w, { transposeB: true }))).toBe(2));
 });

@@ -7,11 +7,11 @@ import { vectorType } from '../pointwise_codegen';
 import { numel, sameShape, showShape, type DType, type Shape } from '../shape';
 import { rowKernel } from './row_kernel';
 
-interface RowNormAttrs {
+export interface RowNormAttrs {
   readonly eps: number;
 }
 
-interface RowNormGradAttrs extends RowNormAttrs {
+export interface RowNormGradAttrs extends RowNormAttrs {
   /** Whether dgamma and dbeta are wanted too. */
   readonly parameters: boolean;
 }
