@@ -12,11 +12,12 @@ const unused = new Set(['weightInput', 'overParts', 'doc', 'grad', 'reference', 
 /** Schedulers that no diffusers pipeline of an unconditional U-Net names. */
 const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepScheduler', 'UnCLIPScheduler']);
 
-/** Kernels for software adapters whose subgroups have 4 or 8 lanes; `direct` ones serve there too. */
-const otherKernels = new Set(['broadcast', 'subgroup']);
+/** Kernels for software adapters whose subgroups have 4 or 8 lanes, `direct` ones serve there too; and what only the tuner chooses. */
+const otherKernels = new Set(['broadcast', 'subgroup', 'winograd']);
 
-/** What stands for modules that only packed weights need, or weights longer than a binding. */
+/** What stands for modules that only packed weights need, or weights longer than a binding; and for a pass whose few dispatches less are not worth a kilobyte. */
 const substitutes = {
+  'src/engine/group_products.ts': 'export const groupProducts = () => {}, partView = (view) => view;',
   'src/engine/stored.ts': 'export const readStored = (graph) => graph.nodes;',
   'src/engine/ops/weight_operand.ts': `
     import { vectorType } from '../pointwise_codegen';
@@ -29,7 +30,7 @@ const substitutes = {
       if (wanted !== 'auto' && wanted !== 'f32') throw new BruitError('input', \`weights as \${wanted} take the whole of bruit: bruit/sampling has them as f32\`);
       return 'f32';
     }`,
-  'src/model/weight_parts.ts': 'export const partShapes = () => [], partOf = (stored) => stored, joinParts = ([part]) => part;',
+  'src/model/weight_parts.ts': 'export const placingOrder = (specs) => specs, partShapes = () => [], partOf = (stored) => stored, joinParts = ([part]) => part;',
 };
 
 /** Files whose declarations are what the bundle's users see, and WebGPU's. */

@@ -3,6 +3,7 @@ import type { BufferView } from './buffer_view';
 import type { AdapterProfile } from './device';
 import type { Graph, Tensor } from './graph';
 import type { Bindable, DispatchSpec, TempTensor } from './op';
+import { groupProducts, type GroupedProducts } from './group_products';
 import { fuse, readsOf, removeDeadCode, type PlannedNode } from './passes';
 import { planMemory, type MemoryPlan } from './plan';
 import { dtypeBytes, numel } from './shape';
@@ -27,6 +28,8 @@ export interface PlannedGraph {
   readonly leaves: readonly Tensor[];
   /** The tensor whose memory `t` is a view of, or `t`. */
   root(t: Tensor): Tensor;
+  /** What several parameters or results that lie side by side became. */
+  readonly grouped: GroupedProducts | undefined;
 }
 
 export interface PlanOptions {
@@ -44,6 +47,8 @@ export interface PlanOptions {
 export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { nodes: given = graph.nodes, profile, variantOf, bound, fuse: fusing = true }: PlanOptions): PlannedGraph {
   let nodes: PlannedNode[] = removeDeadCode(given, outputs);
   if (fusing) nodes = fuse(nodes, outputs, { maxStorageBuffers: profile.limits.maxStorageBuffersPerShaderStage });
+  const grouped = fusing && bound ? groupProducts(nodes, bound, profile.limits) : undefined;
+  nodes = grouped?.nodes ?? nodes;
   const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node), bound));
 
   const roots = new Map<Tensor, Tensor>();
@@ -69,6 +74,7 @@ export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { nodes: g
     slotOf: new Map(planned.map((t, i) => [t, plan.assignment[i]!])),
     leaves: [...lives.keys()].filter((t): t is Tensor => !('temp' in t) && t.kind !== 'value'),
     root,
+    grouped,
   };
 }
 

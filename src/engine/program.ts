@@ -8,6 +8,7 @@ import type { BufferView } from './buffer_view';
 import type { Engine } from './device';
 import { BruitError } from './errors';
 import type { Graph, HostData, Tensor } from './graph';
+import { partView } from './group_products';
 import type { Bindable, Cost } from './op';
 import { scale } from './ops/pointwise';
 import { readsOf, type PlannedNode } from './passes';
@@ -76,6 +77,7 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
     bound: bindings,
     ...(options.fuse !== undefined && { fuse: options.fuse }),
   });
+  for (const [joint, first] of planned.grouped?.leaves ?? []) bindings.set(joint, bindings.get(first)!);
   const memory = new ProgramMemory(engine, graph, planned, bindings, options.label ?? 'program');
   try {
     await memory.allocate(options.poison === true);
@@ -166,7 +168,7 @@ class ProgramMemory {
   view(t: Bindable): BufferView {
     const view = this.views.get('temp' in t ? t : this.planned.root(t));
     if (!view) throw new BruitError('input', `${this.label}: ${'temp' in t ? t.label : t} is not in this program; list it in \`outputs\` to keep it`);
-    return view;
+    return 'temp' in t ? view : partView(view, this.planned.grouped, t);
   }
 
   has(t: Tensor): boolean {

@@ -17,7 +17,7 @@ import { pack, packedBytes, unpack } from '../io/packed';
 import type { TensorStore } from '../io/safetensors';
 import { storageReport, weightError, type StorageReport, type WeightError } from './weight_error';
 import { weightFormat, type WeightFormat, type WeightStorage } from './weight_format';
-import { joinParts, partOf, partShapes } from './weight_parts';
+import { joinParts, partOf, partShapes, placingOrder } from './weight_parts';
 
 /** `conv` [K,C,R,S] is stored as [R,S,C,K], `linear` [out,in] as [in,out], `table` [rows,width] (embeddings, looked up by row) and `plain` as they are. */
 export type WeightLayout = 'conv' | 'linear' | 'table' | 'plain';
@@ -144,7 +144,7 @@ export class WeightStore {
       sizes[slab]! += taken;
       return { shape, bytes, slab, offset };
     };
-    for (const spec of specs) {
+    for (const spec of placingOrder(specs, this.places)) {
       const own = format(spec);
       const table = spec.layout === 'table';
       const whole = storedShape(spec.shape, spec.layout);

@@ -37,3 +37,14 @@ export function joinParts(parts: readonly Float32Array[], table: boolean, shapes
   }
   return stored;
 }
+
+/**
+ * Weights in the order of their places: matrices, then vectors. So the weights of to_q, to_k and to_v are neighbours, and so are their biases, which
+ * lets one product read them. `places` gets their names in the order in which they are given.
+ */
+export function placingOrder<S extends { readonly name: string; readonly shape: Shape }>(weights: Iterable<S>, places: Map<string, unknown>): S[] {
+  const all = [...weights];
+  for (const { name } of all) places.set(name, undefined);
+  const vector = ({ shape }: S): number => Number(shape.length < 2);
+  return all.sort((a, b) => vector(a) - vector(b));
+}

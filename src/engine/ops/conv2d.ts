@@ -15,6 +15,7 @@ import { concat, emitCopy } from './copy';
 import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
+import { emitWinograd, winogradFits, winogradPays, type WinogradShape } from './winograd';
 import { sum } from './sum';
 import { weightOperand } from './weight_operand';
 
@@ -121,6 +122,10 @@ const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: nu
 function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean): void {
   const { inputs, outputs: [y], profile, variant, packed, temp, dispatch } = ctx;
   const [source, filter] = inputs as [Tensor, Tensor];
+  if ((variant === 'winograd' || (variant === undefined && gradient)) && d.r === 3 && d.s === 3 && d.stride === 1 && !packed(filter)) {
+    const shape = winogradShape(d, gradient);
+    if (winogradFits(shape, profile) && (variant === 'winograd' || winogradPays(shape, profile))) return emitWinograd(ctx, shape, source, filter, y as Tensor);
+  }
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
   const phaseEdge = gradient ? d.stride : 1;
@@ -131,7 +136,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const columns = Math.ceil(yWidth / phaseEdge);
   const phaseM = d.n * rows * columns;
   const taps = d.r * d.s;
-  const name = kernelFor(profile, variant, n, 9);
+  const name = kernelFor(profile, variant === 'winograd' ? undefined : variant, n, 9);
   const kernel = productKernels[name];
   const tapK = roundUp(channels, kernel.step);
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
@@ -203,6 +208,13 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   if ('temp' in target) dispatch(splitSum(target, y!, slices));
 }
 
+function winogradShape({ n, h, w, c, p, q, k, padding, upsample }: Dimensions, gradient: boolean): WinogradShape {
+  const pad = [padding[0], padding[2]] as const;
+  return gradient
+    ? { n, from: [p, q], to: [h, w], channels: k, outputs: c, padding: [2 - pad[0], 2 - pad[1]], upsample: false, gradient }
+    : { n, from: [h, w], to: [p, q], channels: c, outputs: k, padding: pad, upsample, gradient };
+}
+
 const flops = ({ n, p, q, k, c, r, s }: Dimensions): number => 2 * n * p * q * k * c * r * s;
 
 export const conv2dOp = defineOp<ConvAttrs>({
@@ -218,7 +230,7 @@ export const conv2dOp = defineOp<ConvAttrs>({
   lower(ctx) {
     lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
   },
-  variants: productVariants,
+  variants: [...productVariants, 'winograd'],
   flops: ([x, w], _, attrs) => flops(dimensions(x!.shape, w!.shape, attrs)),
   grad({ graph, inputs: [x, w], outputGrads, attrs, needs }) {
     const dy = outputGrads[0]!;
@@ -264,7 +276,7 @@ export const conv2dGradInputOp = defineOp<GradInputAttrs>({
   lower(ctx) {
     lowerProduct(ctx, gradInputDimensions(ctx.inputs, ctx.attrs), true);
   },
-  variants: productVariants,
+  variants: [...productVariants, 'winograd'],
   flops: (inputs, _, attrs) => flops(gradInputDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_input appears in gradients only, and gradients of gradients are not built' },
 });
@@ -405,9 +417,11 @@ const caseShapes: readonly Case[] = [
   { name: 'stride beyond the filter', x: [1, 9, 9, 4], w: [2, 2, 4], stride: 4 },
   { name: 'patches of 4x4', x: [2, 8, 12, 3], w: [4, 4, 12], stride: 4 },
   { name: 'padding beyond the filter', x: [1, 3, 4, 4], w: [2, 3, 4], padding: [3, 4, 0, 5] },
+  { name: '3x3, padding beyond the filter', x: [1, 3, 4, 4], w: [3, 3, 8], padding: [3, 4, 0, 5] },
   { name: '7x7', x: [1, 8, 9, 4], w: [7, 7, 8], padding: [3, 3, 3, 3] },
   { name: 'one beyond tiles', x: [1, 13, 10, 68], w: [3, 3, 65], padding: same, large: true },
   { name: 'small image, split taps', x: [1, 4, 4, 64], w: [3, 3, 64], padding: same, large: true, packed: true },
+  { name: '64 tiles of 64 channels, where gradients take Winograd', x: [1, 15, 16, 64], w: [3, 3, 64], padding: same, large: true },
   { name: 'tiles of 64', x: [2, 25, 31, 4], w: [3, 3, 252], padding: same, large: true },
   { name: 'tiles of 64 in the gradient', x: [2, 25, 31, 252], w: [3, 3, 4], padding: same, large: true },
   { name: 'U-Net at 28', x: [4, 28, 28, 32], w: [3, 3, 48], padding: same, large: true, bench: true },
