@@ -125,6 +125,7 @@ class Person {
   /** A picture of the page. This Chrome does not compose WebGPU's canvases, so copies stand in their places. */
   async picture(name, options = {}) {
     await this.page.evaluate(() => {
+      scrollTo(0, 0);
       for (const canvas of document.querySelectorAll('canvas.gpu')) {
         const copy = document.createElement('canvas');
         Object.assign(copy, { width: canvas.width, height: canvas.height, className: 'gpu copy' });
