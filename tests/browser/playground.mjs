@@ -322,8 +322,8 @@ const tests = {
     await person.press('Guide');
     await person.canvasWhere('#experiment-guidance canvas', (c) => c.seen > 1000, 'guided digits', 60_000);
     await person.press('Train from nothing');
-    await person.until(() => /step 400/.test(document.querySelector('#experiment-training').textContent), 90_000);
-    await person.ready('400 steps more', 60_000);
+    await person.until(() => /step 150/.test(document.querySelector('#experiment-training').textContent), 90_000);
+    await person.ready('More steps', 60_000);
     await person.fill('Steps', '5');
     await person.press('Race');
     await person.until(() => /UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent), 90_000);
