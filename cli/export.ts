@@ -3,7 +3,7 @@ import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { BruitError } from '../src/engine/errors';
-import { writeFileAtomic } from '../src/node/files';
+import { writableFolder, writeFileAtomic } from '../src/node/files';
 import { readMetrics } from '../src/node/plot';
 import { exportCheckpoint, readTrainerState } from '../src/node/run_directory';
 import { number } from './arguments';
@@ -31,6 +31,7 @@ export function addExport(program: Command): void {
     .action(async (checkpoint: string, options: Options) => {
       const { out } = options;
       if (existsSync(path.join(out, 'model_index.json')) && !options.overwrite) throw new BruitError('input', `${out} already holds a model; choose another --out or give --overwrite`);
+      await writableFolder(out);
       const run = path.dirname(path.resolve(checkpoint));
       const recipeFile = path.join(run, 'recipe.json');
       if (!existsSync(recipeFile)) throw new BruitError('input', `${checkpoint}: there is no recipe.json beside it, so it is not a checkpoint of a training run`);

@@ -3,6 +3,8 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import type { Engine } from '../src/engine/device';
+import { BruitError } from '../src/engine/errors';
+import { writableFolder } from '../src/node/files';
 import { Progress } from '../src/node/progress';
 import { runTraining } from '../src/node/train_run';
 import { loadTuning, saveTuning } from '../src/node/tuning_store';
@@ -29,6 +31,8 @@ export function addTrain(program: Command): void {
     .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')
     .addHelpText('after', '\nExamples:\n  bruit train recipes/digits.json --out out/digits\n  bruit train recipes/digits.json --out out/digits --resume\n\nInterrupting (Ctrl-C) saves a checkpoint first; press it twice to stop at once.')
     .action(async (recipe: string, options: Options) => {
+      if (options.resume && options.overwrite) throw new BruitError('input', '--resume goes on with a run and --overwrite starts it over: give one of them');
+      await writableFolder(options.out);
       const engine = await openEngine();
       await useTuning(engine, options);
       const abort = new AbortController();

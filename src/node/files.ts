@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { access, constants, link, mkdir, open, rename, rm, stat, writeFile, type FileHandle } from 'node:fs/promises';
+import { access, link, mkdir, mkdtemp, open, rename, rm, rmdir, stat, writeFile, type FileHandle } from 'node:fs/promises';
 import { basename, dirname, join, resolve } from 'node:path';
 import { BruitError } from '../engine/errors';
 
@@ -63,13 +63,14 @@ export async function writeFileAtomic(path: string, bytes: Uint8Array | string |
   }
 }
 
-/** @throws BruitError `io` unless files can be written into `folder`; nothing is made or changed, and the folder need not exist yet. */
+/** @throws BruitError `io` unless files can be written into `folder`, which need not exist yet; nothing is left there. */
 export async function writableFolder(folder: string): Promise<void> {
   let nearest = resolve(folder);
   while (!(await exists(nearest)) && dirname(nearest) !== nearest) nearest = dirname(nearest);
   try {
     if (!(await stat(nearest)).isDirectory()) throw Object.assign(new Error(), { code: 'ENOTDIR' });
-    await access(nearest, constants.W_OK | constants.X_OK);
+    // Rights alone do not tell: the root user has them all, on read-only and pseudo file systems too.
+    await rmdir(await mkdtemp(join(nearest, '.bruit-')));
   } catch (error) {
     throw fileError('write to', folder, error);
   }

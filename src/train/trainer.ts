@@ -244,6 +244,8 @@ function buildForward(config: TrainConfig, text: Trainer['text']): BuildForward 
     process: new DiffusionProcess(betas, alphasCumprod),
     loss: {
       predictionType: config.scheduler.prediction_type,
+      kind: config.loss,
+      huberDelta: config.huberDelta,
       ...(config.minSnrGamma !== undefined && { minSnrGamma: config.minSnrGamma }),
       ...(config.vlbWeight !== undefined && { vlbWeight: config.vlbWeight }),
     },

@@ -331,7 +331,7 @@ const tests = {
     check(distances.length === 5 && distances.every((d) => d < 0.7), `samples lie far from the data: ${distances}`);
     await person.press('Show the kernel');
     await person.until(() => document.querySelector('#experiment-kernel mark'), 60_000);
-    await page.evaluate(() => scrollTo(0, 0));
+    await page.evaluate(() => globalThis.scrollTo(0, 0));
     await person.picture('tour', { fullPage: true });
   },
 
