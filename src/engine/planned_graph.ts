@@ -35,13 +35,21 @@ export interface PlanOptions {
   /** Values whose memory is the caller's. */
   readonly bound?: ReadonlyMap<Tensor, unknown>;
   readonly fuse?: boolean;
+  /** Adds dispatches of its own to those of the nodes. */
+  readonly probe?: Probe;
+}
+
+/** What looks at a program's values as they are computed (nan_probe.ts). */
+export interface Probe {
+  attach(lowered: readonly Lowered[]): void;
 }
 
 /** @throws BruitError `shape` where an op refuses its operands. */
-export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile, variantOf, bound, fuse: fusing = true }: PlanOptions): PlannedGraph {
+export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile, variantOf, bound, fuse: fusing = true, probe }: PlanOptions): PlannedGraph {
   let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
   if (fusing) nodes = fuse(nodes, outputs, { maxStorageBuffers: profile.limits.maxStorageBuffersPerShaderStage });
   const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node)));
+  probe?.attach(lowered);
 
   const roots = new Map<Tensor, Tensor>();
   const root = (t: Tensor): Tensor => roots.get(t) ?? t;

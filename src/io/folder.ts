@@ -1,5 +1,6 @@
 /** A model folder in diffusers' layout (model_index.json and one sub-folder per component), wherever it lies. */
 import { BruitError } from '../engine/errors';
+import { isJsonObject, parseJson } from './json';
 import { openSafetensors, openSharded, type TensorStore } from './safetensors';
 import { urlSource, type ByteSource } from './source';
 
@@ -53,11 +54,14 @@ export const siblingFolder = (folder: ModelFolder, path: string): ModelFolder =>
 
 export async function readJson(folder: ModelFolder, path: string): Promise<Record<string, unknown>> {
   const text = await folder.text(path);
+  let json: unknown;
   try {
-    return JSON.parse(text) as Record<string, unknown>;
+    json = parseJson(text);
   } catch (e) {
     throw new BruitError('config', `${folder.name}: ${path} is not JSON: ${(e as Error).message}`, { cause: e });
   }
+  if (!isJsonObject(json)) throw new BruitError('config', `${folder.name}: ${path} must be a JSON object`);
+  return json;
 }
 
 /** Opens the weights of a component, whole, half-precision (`.fp16.`) or sharded, whichever the folder has. */

@@ -83,6 +83,8 @@ export interface NamedTensor {
   readonly data: Float32Array;
 }
 
+const match = (store: TensorStore, specs: readonly ParameterSpec[], options?: MatchOptions): Map<string, string> => matchCheckpoint(store, new Map(specs.map((s) => [s.name, s.shape])), options);
+
 /**
  * GPU memory for a set of parameters, or for anything that has one value per weight (gradients, moments, EMA).
  * Stores made from the same specs have equal layouts, so optimizers walk them slab by slab.
@@ -170,11 +172,28 @@ export class WeightStore {
 
   /** Loads every tensor from a checkpoint; missing, unexpected and mis-shaped ones are listed together in one error. */
   async load(store: TensorStore, onProgress?: (done: number, total: number) => void, options?: MatchOptions): Promise<void> {
-    const names = matchCheckpoint(store, new Map(this.specs.map((s) => [s.name, [...s.shape]])), options);
+    const names = match(store, this.specs, options);
     let done = 0;
     for (const [name, fileName] of names) {
       this.write(name, await store.readF32(fileName));
       onProgress?.(++done, names.size);
+    }
+  }
+
+  /**
+   * A store filled from a checkpoint, which is compared with the specs before any memory is taken.
+   * @throws BruitError `checkpoint` as {@link load}; `limit` if the GPU's memory does not hold the weights.
+   */
+  static async fromCheckpoint(engine: Engine, specs: readonly ParameterSpec[], label: string, store: TensorStore, onProgress?: (done: number, total: number) => void, options?: MatchOptions): Promise<WeightStore> {
+    match(store, specs, options);
+    let weights: WeightStore | undefined;
+    try {
+      await engine.withinMemory(() => (weights = new WeightStore(engine, specs, label)), () => `${label}: ${weights!.bytes} bytes of weights`);
+      await weights!.load(store, onProgress, options);
+      return weights!;
+    } catch (e) {
+      weights?.destroy();
+      throw e;
     }
   }
 

@@ -12,6 +12,7 @@ import { writeSafetensors } from '../io/safetensors';
 import type { NamedTensor } from '../model/parameters';
 import type { TrainConfig } from '../train/config';
 import type { TrainerState, TrainerTensors } from '../train/trainer';
+import { parseTrainerState } from '../train/trainer_state';
 import { writeFileAtomic } from './files';
 import { openTensorFile } from './file_source';
 
@@ -63,12 +64,10 @@ export async function saveCheckpoint(run: string, config: TrainConfig, state: Tr
 /** Reads what {@link saveCheckpoint} wrote. */
 export async function loadCheckpoint(dir: string): Promise<{ state: TrainerState; tensors: TrainerTensors }> {
   const file = path.join(dir, 'trainer_state.json');
-  let state: TrainerState;
-  try {
-    state = JSON.parse(await readFile(file, 'utf8')) as TrainerState;
-  } catch (e) {
+  const text = await readFile(file, 'utf8').catch((e: unknown) => {
     throw new BruitError('checkpoint', `${file} cannot be read (${(e as Error).message}): this is not a training checkpoint`, { cause: e });
-  }
+  });
+  const state = parseTrainerState(text, file);
   const read = async (name: string, prefix = ''): Promise<NamedTensor[]> => {
     const store = await openTensorFile(path.join(dir, name));
     try {

@@ -82,17 +82,12 @@ export class Component<C> {
     const { name, declare, weights: base, load } = this.options;
     const parameters = new Parameters(new Graph());
     declare({ graph: parameters.graph, parameters }, this.config);
-    const weights = new WeightStore(this.engine, parameters.specs.values(), name);
+    const store = await openWeights(this.folder, name, base);
+    let weights: WeightStore;
     try {
-      const store = await openWeights(this.folder, name, base);
-      try {
-        await weights.load(store, undefined, load);
-      } finally {
-        await store.close();
-      }
-    } catch (e) {
-      weights.destroy();
-      throw e;
+      weights = await WeightStore.fromCheckpoint(this.engine, [...parameters.specs.values()], name, store, undefined, load);
+    } finally {
+      await store.close();
     }
     if (this.keep) this.kept = weights;
     return weights;

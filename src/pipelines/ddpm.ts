@@ -109,17 +109,13 @@ export class DDPMPipeline {
     const ctx = { graph: parameters.graph, parameters };
     const side = 2 ** unet.block_out_channels.length;
     unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, side, side]));
-    const weights = new WeightStore(engine, parameters.specs.values(), 'unet');
     const store = await openWeights(folder, component);
     try {
-      await weights.load(store, options.onProgress);
-    } catch (e) {
-      weights.destroy();
-      throw e;
+      const weights = await WeightStore.fromCheckpoint(engine, [...parameters.specs.values()], 'unet', store, options.onProgress);
+      return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
     } finally {
       await store.close();
     }
-    return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
   }
 
   /**

@@ -13,7 +13,7 @@ import { randomNormal } from '../engine/ops/random';
 import { samplerInput, samplerStep, type SamplerState, type SamplerStepOptions } from '../engine/ops/sampler_step';
 import { copyInto } from '../engine/ops/state';
 import { mean } from '../engine/ops/sum';
-import { compile, tensorUsage, type BufferView, type Program } from '../engine/program';
+import { compile, tensorUsage, type BufferView, type CompileOptions, type Program } from '../engine/program';
 import { RngStream, seedKey } from '../engine/rng';
 import { numel, showShape } from '../engine/shape';
 import { packProgram, STEP_STRIDE, type SamplerProgram } from './program';
@@ -66,6 +66,8 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
   readonly guidance?: { readonly scale: number; readonly nullLabel?: number; readonly rescale?: number };
   /** Keep the predicted x0 of each step, so that runs may show previews. */
   readonly preview?: boolean;
+  /** A `NanProbe` for the steps' program; ask it between runs, or after each step of one's own. */
+  readonly probe?: CompileOptions['probe'];
   /** Previews also deliver what steps were given and computed, under the names of {@link SamplerPreview.recorded}. */
   readonly record?: boolean;
 }
@@ -168,7 +170,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const programs: Program[] = [];
   const build = async (from: Graph, label: string, outputs: readonly Tensor[], bindings: readonly (readonly [Tensor, BufferView])[]): Promise<Program> => {
     const own = [...weights].filter(([t]) => t.graph === from);
-    const compiled = await compile(engine, from, { outputs, bindings: new Map([...own, ...bindings]), label });
+    const compiled = await compile(engine, from, { outputs, bindings: new Map([...own, ...bindings]), label, ...(from === graph && options.probe && { probe: options.probe }) });
     programs.push(compiled);
     return compiled;
   };
@@ -452,7 +454,7 @@ class PreviewRing {
     const encoder = device.createCommandEncoder();
     sources.forEach(({ buffer, offset, bytes }, i) => encoder.copyBufferToBuffer(buffer, offset, slot.buffer, places[i]!, bytes));
     device.queue.submit([encoder.finish()]);
-    slot.pending = slot.buffer.mapAsync(MapMode.READ).then(() => {
+    slot.pending = this.engine.settle(slot.buffer.mapAsync(MapMode.READ)).then(() => {
       const data = sources.map(({ bytes }, i) => new Float32Array(slot.buffer.getMappedRange(places[i]!, bytes).slice(0)));
       slot.buffer.unmap();
       deliver(data);
