@@ -3,7 +3,7 @@ import shader from '../../shaders/check_finite.wgsl';
 import { BruitError } from './errors';
 import type { Tensor } from './graph';
 import type { Bindable, TempTensor } from './op';
-import type { PlannedNode } from './passes';
+import { readsOf, type PlannedNode } from './passes';
 import type { Lowered } from './planned_graph';
 import type { Program } from './program';
 import { numel, showShape } from './shape';
@@ -31,7 +31,9 @@ export class NanProbe {
   attach(lowered: readonly Lowered[]): void {
     this.nodes = lowered.map(({ node }) => node);
     lowered.forEach(({ node, specs, temps }, i) => {
-      const written: Bindable[] = [...node.outputs, ...(node.op.mutates ?? []).map((k) => node.inputs[k]!)];
+      // A state that no other node reads is a record (metrics), where an old value may stand.
+      const mutated = (node.op.mutates ?? []).map((k) => node.inputs[k]!).filter((t) => this.nodes.some((other) => other !== node && readsOf(other).includes(t)));
+      const written: Bindable[] = [...node.outputs, ...mutated];
       for (const x of written) {
         if (x.dtype !== 'f32' && x.dtype !== 'f16') continue;
         const count = numel(x.shape);
