@@ -94,7 +94,7 @@ export async function setup({ requestDevice, opts = {} }) {
     return handle(program, async () => layout(await program.read(output), output.shape), () => program.destroy());
   }
 
-  const handle = (program, read, destroy) => ({
+  const handle = (program, read, destroy, stores = []) => ({
     async run(k) {
       program.run(k);
       await program.done();
@@ -102,8 +102,8 @@ export async function setup({ requestDevice, opts = {} }) {
     read,
     destroy,
     dispatches: program.steps.length,
-    /** Bytes of activations and scratch memory: what the plan says, and what no plan can beat. */
-    plan: { planned: program.plan.plannedBytes, least: program.plan.peakLiveBytes, naive: program.plan.naiveBytes },
+    /** Bytes of activations and scratch memory: what the plan says, and what no plan can beat; `all` of the program, with its inputs and weights. */
+    plan: { planned: program.plan.plannedBytes, least: program.plan.peakLiveBytes, naive: program.plan.naiveBytes, all: stores.reduce((n, s) => n + s.bytes, program.bytes) },
   });
 
   return {
@@ -161,7 +161,7 @@ export async function setup({ requestDevice, opts = {} }) {
       return handle(program, () => program.read(output), () => {
         program.destroy();
         store.destroy();
-      });
+      }, [store]);
     },
 
     /** Forward pass at (x, t), mean squared error to `target`, backward pass, clipping to `w.clip` (1), AdamW, EMA of `w.ema` (0.9999). `read` gives [loss] of the last step, taken before its update. */
@@ -188,7 +188,7 @@ export async function setup({ requestDevice, opts = {} }) {
       step.ema.copyFrom(step.weights);
       step.write({ images: x.data, noise: target.data, t: new Int32Array(numel(t.shape)) });
       step.program.write(timestep, t.data);
-      return handle(step.program, () => step.read(step.values.loss), () => step.destroy());
+      return handle(step.program, () => step.read(step.values.loss), () => step.destroy(), [step.weights, step.gradients, step.moment1, step.moment2, step.ema, step.frozen]);
     },
   };
 }

@@ -176,7 +176,8 @@ function describe({ name: row }, engine, r) {
     `cpu ${number(r.cpu_ms)}`.padEnd(10),
     `${number(r.gflops)} GFLOP/s`.padEnd(15),
     `${r.dispatches} dispatches`.padEnd(16),
-    `${number(r.peak_bytes / 2 ** 20)} MiB`.padEnd(10),
+    `${number(r.peak_bytes / 2 ** 20)} MiB${r.plan?.all ? ` (planned ${number(r.plan.all / 2 ** 20)})` : ''}`.padEnd(engine === ours.name ? 26 : 10),
+    ...(r.host_ms === undefined ? [] : [`host ${r.host_ms.toFixed(2)} ms`]),
     `first ${number(r.first_result_ms)} ms`.padEnd(16),
     `error ${r.error.toExponential(1)}${r.verdict === 'ok' ? '' : ` ${r.verdict.toUpperCase()}`}`,
   ].join('  ');
@@ -219,6 +220,10 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
     const { adapter, results } = await race(options, [ours]);
     console.log(`${adapter.description || adapter.architecture}, ${/Chrome\/[\d.]+/.exec(adapter.userAgent)?.[0]}`);
     if (values.json) await writeFile(values.json, `${JSON.stringify({ adapter, results }, null, 1)}\n`);
-    if (Object.values(results).some(({ engines }) => engines[ours.name].verdict !== 'ok')) process.exitCode = 1;
+    const unplanned = Object.values(results).filter(({ engines: { [ours.name]: r } }) => r.plan && Math.abs(r.peak_bytes / r.plan.all - 1) > 0.1);
+    for (const { name } of unplanned) console.error(`${name}: GPU memory is over a tenth away from the plan`);
+    const slow = Object.values(results).filter(({ kind, engines: { [ours.name]: r } }) => kind === 'unet' && r.host_ms > 0.5);
+    for (const { name } of slow) console.error(`${name}: the host takes over half a millisecond to submit a run`);
+    if (unplanned.length || slow.length || Object.values(results).some(({ engines }) => engines[ours.name].verdict !== 'ok')) process.exitCode = 1;
   }
 }

@@ -60,9 +60,26 @@ export function markdownTables(record) {
   const memory = table(['', ...head], [
     ...costs('peak GPU memory, MiB', (r) => mebibytes(r.peak_bytes)),
     ...costs('dispatches', (r) => String(r.dispatches)),
+    ...costs('host time to submit a run, ms', (r) => (r.host_ms === undefined ? '' : r.host_ms.toFixed(2))),
     ...costs('first result with loading and compilation, s', (r) => significant(r.first_result_ms / 1000)),
   ]);
   return { times, memory, large: large.length > 0 };
+}
+
+/** What bruit's rows hold, against what their plans say, and what a run costs the host. Empty for records without these numbers. */
+function ownTable({ results }) {
+  const rows = Object.values(results).flatMap(({ name, engines: { [ours]: r } }) => (usable(r) && r.plan?.all ? [[name, r]] : []));
+  if (!rows.length) return [];
+  const cells = rows.map(([name, r]) => [
+    name,
+    mebibytes(r.peak_bytes),
+    mebibytes(r.plan.all),
+    `${((100 * r.peak_bytes) / r.plan.all - 100).toFixed(1)}%`,
+    mebibytes(r.plan.planned),
+    String(r.dispatches),
+    r.host_ms === undefined ? '' : r.host_ms.toFixed(2),
+  ]);
+  return ['', table([ours, 'peak GPU memory, MiB', 'planned, MiB', 'more than planned', 'of that activations and workspace, MiB', 'dispatches', 'host time to submit a run, ms'], cells)];
 }
 
 const title = ({ adapter }) => {
@@ -81,6 +98,7 @@ function report(record, svg) {
     '',
     times,
     ...(large ? ['', memory] : []),
+    ...ownTable(record),
     ...(svg ? ['', `![roofline](${svg})`] : []),
     '',
   ].join('\n');

@@ -1,12 +1,11 @@
 import { existsSync } from 'node:fs';
-import { mkdir, readFile } from 'node:fs/promises';
+import { readFile } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { BruitError } from '../src/engine/errors';
-import { writeFileAtomic } from '../src/node/files';
+import { writableFolder, writeFileAtomic } from '../src/node/files';
 import { readMetrics } from '../src/node/plot';
-import { loadCheckpoint, writeModelFolder } from '../src/node/run_directory';
-import { parseTrainConfig } from '../src/train/config';
+import { exportCheckpoint, readTrainerState } from '../src/node/run_directory';
 import { number } from './arguments';
 import { print } from './engine';
 
@@ -32,34 +31,34 @@ export function addExport(program: Command): void {
     .action(async (checkpoint: string, options: Options) => {
       const { out } = options;
       if (existsSync(path.join(out, 'model_index.json')) && !options.overwrite) throw new BruitError('input', `${out} already holds a model; choose another --out or give --overwrite`);
+      await writableFolder(out);
       const run = path.dirname(path.resolve(checkpoint));
       const recipeFile = path.join(run, 'recipe.json');
       if (!existsSync(recipeFile)) throw new BruitError('input', `${checkpoint}: there is no recipe.json beside it, so it is not a checkpoint of a training run`);
       const recipeText = await readFile(recipeFile, 'utf8');
-      const config = parseTrainConfig(JSON.parse(recipeText), recipeFile);
-      const { state, tensors } = await loadCheckpoint(checkpoint);
-      const metrics = (await readMetrics(path.join(run, 'metrics.jsonl'))).filter((m) => m.step < state.step);
+      const recipe = JSON.parse(recipeText) as { train?: { batch_size?: number; gradient_accumulation?: number; seed?: number } };
+      const { step } = await readTrainerState(checkpoint);
+      const metrics = (await readMetrics(path.join(run, 'metrics.jsonl'))).filter((m) => m.step < step);
       const adapter = await readFile(path.join(run, 'run.json'), 'utf8').then((t) => (JSON.parse(t) as { adapter?: string }).adapter, () => undefined);
-
-      await mkdir(path.join(out, 'scheduler'), { recursive: true });
-      await writeModelFolder(path.join(out, 'unet'), config.modelJson, tensors.ema, options.half ? 'F16' : 'F32');
-      for (const file of ['model_index.json', 'scheduler/scheduler_config.json']) await writeFileAtomic(path.join(out, file), await readFile(path.join(checkpoint, file)));
-      if (config.conditionDropout > 0) {
-        await writeFileAtomic(path.join(out, 'bruit.json'), `${JSON.stringify({ guidance_scale: options.guidance, null_label: config.model.num_class_embeds! - 1, use_clipped_model_output: true }, null, 2)}\n`);
+      const weights = await exportCheckpoint(checkpoint, out, options.half ? 'F16' : 'F32');
+      const guidance = path.join(out, 'bruit.json');
+      if (existsSync(guidance)) {
+        const { null_label } = JSON.parse(await readFile(guidance, 'utf8')) as { null_label: number };
+        await writeFileAtomic(guidance, `${JSON.stringify({ guidance_scale: options.guidance, null_label, use_clipped_model_output: true }, null, 2)}\n`);
       }
       const losses = metrics.slice(-100).map((m) => m.loss as number);
       const training = {
-        steps: state.step,
-        images_seen: state.step * config.batchSize * config.accumulation,
-        weights: tensors.ema.reduce((n, t) => n + t.data.length, 0),
+        steps: step,
+        images_seen: step * (recipe.train?.batch_size ?? 32) * (recipe.train?.gradient_accumulation ?? 1),
+        weights,
         mean_loss_of_last_100_steps: losses.reduce((a, b) => a + b, 0) / Math.max(losses.length, 1),
-        seed: config.seed,
+        seed: recipe.train?.seed ?? 0,
         ...(adapter !== undefined && { adapter }),
       };
       await writeFileAtomic(path.join(out, 'training.json'), `${JSON.stringify(training, null, 2)}\n`);
       await writeFileAtomic(path.join(out, 'recipe.json'), recipeText);
       // Every tenth step draws the same curve in a tenth of the bytes.
       await writeFileAtomic(path.join(out, 'metrics.jsonl'), metrics.filter((m) => m.step % 10 === 0).map((m) => `${JSON.stringify(m)}\n`).join(''));
-      print(options.json, () => ({ out, ...training }), () => `${out}: EMA weights after ${state.step} steps as ${options.half ? 'F16' : 'F32'}`);
+      print(options.json, () => ({ out, ...training }), () => `${out}: EMA weights after ${step} steps as ${options.half ? 'F16' : 'F32'}`);
     });
 }

@@ -1,3 +1,5 @@
+import type { StorageReport } from '../src/model/weight_error';
+
 /** `1.3 MB`, in powers of ten as disks are sold. */
 export function showBytes(bytes: number): string {
   if (bytes < 1000) return `${bytes} B`;
@@ -13,3 +15,9 @@ export function showNumber(x: number): string {
 }
 
 export const showInteger = (n: number): string => n.toLocaleString('en-US');
+
+/** Memory of each kind of weights, and what rounding them cost. */
+export const showStorage = (report: readonly StorageReport[]): string =>
+  report
+    .map(({ layout, format, tensors, bytes, maxError, rmsError, rms }) => `${tensors} ${layout} weights as ${format}: ${showBytes(bytes)}${maxError ? `, rounded by at most ${maxError.toPrecision(3)}, by ${((100 * rmsError) / rms).toPrecision(2)} % (rms)` : ''}`)
+    .join('\n');

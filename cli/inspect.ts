@@ -1,8 +1,13 @@
+import { stat } from 'node:fs/promises';
 import type { Command } from 'commander';
+import { BruitError } from '../src/engine/errors';
 import { formatTable } from '../src/engine/profiler';
 import { showShape } from '../src/engine/shape';
 import type { TensorInfo, TensorStore } from '../src/io/safetensors';
 import { openTensorFile } from '../src/node/file_source';
+import { openNamedModel } from './model';
+import { estimatePipeline } from '../src/pipelines/memory';
+import { positiveInteger } from './arguments';
 import { print } from './engine';
 import { showBytes, showInteger, showNumber } from './format';
 
@@ -29,13 +34,21 @@ interface Entry {
 export function addInspect(program: Command): void {
   program
     .command('inspect')
-    .description('names, shapes and statistics of the tensors in a safetensors file')
-    .argument('<file>', 'FILE.safetensors, or the .index.json of sharded weights')
+    .description('names, shapes and statistics of the tensors in a safetensors file; GPU memory that a pipeline takes')
+    .argument('<file>', 'FILE.safetensors, the .index.json of sharded weights, or a pipeline: a folder, its address, or hf:OWNER/NAME')
     .option('--filter <text>', 'only tensors whose name contains this')
     .option('--no-statistics', 'read the header alone')
+    .option('--batch <n>', 'pipelines: images at once', positiveInteger)
+    .option('--height <pixels>', 'pipelines: of the images', positiveInteger)
+    .option('--width <pixels>', 'pipelines: of the images', positiveInteger)
+    .option('--no-guidance', 'pipelines: without classifier-free guidance')
     .option('--json', 'print JSON')
-    .addHelpText('after', '\nExamples:\n  bruit inspect model.safetensors\n  bruit inspect model.safetensors.index.json --filter conv_in --json')
-    .action(async (file: string, options: { filter?: string; statistics: boolean; json?: boolean }) => {
+    .addHelpText('after', '\nExamples:\n  bruit inspect model.safetensors\n  bruit inspect model.safetensors.index.json --filter conv_in --json\n  bruit inspect stable-diffusion/ --height 768 --width 768\n\nOf a pipeline only the configs are read: no weights are fetched.')
+    .action(async (file: string, options: Options) => {
+      const pipeline = /^(https?:|hf:)/.test(file) ? !/\.(safetensors|json)$/.test(file) : await isFolder(file);
+      const strange = pipeline ? (options.filter !== undefined || !options.statistics) && '--filter and --no-statistics are' : (options.batch ?? options.height ?? options.width ?? (options.guidance ? undefined : 0)) !== undefined && '--batch, --height, --width and --no-guidance are';
+      if (strange) throw new BruitError('input', `${strange} for ${pipeline ? 'files of tensors' : 'pipelines'}, and ${file} is ${pipeline ? 'a pipeline' : 'a file'}`);
+      if (pipeline) return inspectPipeline(file, options);
       const store = await openTensorFile(file);
       try {
         const infos = [...store.tensors.values()].filter((info) => info.name.includes(options.filter ?? ''));
@@ -50,6 +63,41 @@ export function addInspect(program: Command): void {
         await store.close();
       }
     });
+}
+
+interface Options {
+  filter?: string;
+  statistics: boolean;
+  batch?: number;
+  height?: number;
+  width?: number;
+  guidance: boolean;
+  json?: boolean;
+}
+
+const isFolder = (path: string): Promise<boolean> => stat(path).then((s) => s.isDirectory(), () => false);
+
+async function inspectPipeline(name: string, { batch = 1, height, width, guidance, json }: Options): Promise<void> {
+  const memory = await estimatePipeline(openNamedModel(name), { batch, height, width, ...(!guidance && { guided: false }) });
+  print(
+    json,
+    () => ({
+      model: name,
+      pipeline: memory.pipeline,
+      components: memory.components.map((c) => ({ name: c.name, class: c.className, parameters: c.parameters, weight_bytes: c.weightBytes, activation_bytes: c.activationBytes, largest_tensor_bytes: c.largestBytes })),
+      peak_bytes: memory.peakBytes,
+      peak_of: memory.peakOf,
+      kept_bytes: memory.keptBytes,
+    }),
+    () =>
+      [
+        `${name}: ${memory.pipeline}, ${batch === 1 ? 'one image' : `${batch} images`} at once${height === undefined ? '' : `, ${height}x${width}`}`,
+        '',
+        formatTable([['component', 'class', 'parameters', 'weights', 'activations', 'largest tensor'], ...memory.components.map((c) => [c.name, c.className, showInteger(c.parameters), showBytes(c.weightBytes), showBytes(c.activationBytes), showBytes(c.largestBytes)])], 2),
+        '',
+        `peak ${showBytes(memory.peakBytes)} (${memory.peakOf.join(' with ')}): components are loaded and freed in turn; ${showBytes(memory.keptBytes)} with all weights kept`,
+      ].join('\n'),
+  );
 }
 
 const sum = (entries: readonly Entry[], key: 'elements' | 'bytes'): number => entries.reduce((n, e) => n + e[key], 0);

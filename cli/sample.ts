@@ -1,112 +1,196 @@
 import { existsSync, statSync } from 'node:fs';
-import { mkdir } from 'node:fs/promises';
+import { mkdir, readdir } from 'node:fs/promises';
+import os from 'node:os';
 import path from 'node:path';
-import { Option, type Command } from 'commander';
+import type { Command } from 'commander';
+import type { Engine } from '../src/engine/device';
 import { BruitError } from '../src/engine/errors';
-import { urlFolder } from '../src/io/folder';
-import { encodePng, imageGrid } from '../src/io/png';
+import { torchGenerator } from '../src/engine/torch_rng';
+import type { ModelFolder } from '../src/io/folder';
+import { encodePng, imageGrid, imageRaster } from '../src/io/png';
 import { writeSafetensors } from '../src/io/safetensors';
-import { directory } from '../src/node/directory';
-import { writeFileAtomic } from '../src/node/files';
 import { packageRoot } from '../src/node/cache';
+import { writableFolder, writeFileAtomic } from '../src/node/files';
+import { openNamedModel } from './model';
 import { writePngFolder } from '../src/node/png_folder';
 import { Progress } from '../src/node/progress';
-import { DDPMPipeline, schedulerNames, type GenerateOptions, type GeneratedImages, type SchedulerName } from '../src/pipelines/ddpm';
-import { number, positiveInteger, wholeNumber } from './arguments';
+import { pipelineClass } from '../src/pipelines/component';
+import type { DDPMPipeline, GenerateOptions, GeneratedImages } from '../src/pipelines/ddpm';
+import { checkMemory, estimatePipeline } from '../src/pipelines/memory';
+import type { PreviewDecoder } from '../src/pipelines/preview';
+import type { SamplerPreview } from '../src/sampler/sample';
 import { openEngine, print } from './engine';
-import { shard, shardPath, shardRange, type Shard } from './shard';
-
-interface Options {
-  model?: string;
-  component: string;
-  n?: number;
-  labels?: number[];
-  steps: number;
-  scheduler?: SchedulerName;
-  eta?: number;
-  guidance?: number;
-  seed: number;
-  offset: number;
-  batch: number;
-  shard?: Shard;
-  out: string;
-  overwrite?: boolean;
-  json?: boolean;
-}
-
-/** `3`, `0,4,7` or `0-9`, in any mixture. */
-function labelList(text: string): number[] {
-  return text.split(',').flatMap((part) => {
-    const range = /^(\d+)-(\d+)$/.exec(part);
-    if (range) {
-      const [from, to] = [Number(range[1]), Number(range[2])];
-      return Array.from({ length: Math.max(0, to - from + 1) }, (_, i) => from + i);
-    }
-    if (!/^\d+$/.test(part)) throw new BruitError('input', `--labels ${text}: "${part}" is neither a number nor a range such as 0-9`);
-    return [Number(part)];
-  });
-}
+import { showStorage } from './format';
+import { families, type OpenFamily, type Part, type PartImages } from './sample_families';
+import { shardPath, shardRange } from './shard';
+import { addSampleOptions, checkTaken, type SampleOptions } from './sample_options';
 
 /** The digit model that comes with the package. */
 export const bundledModel = (): string => path.join(packageRoot(), 'models', 'digits');
 
 export function addSample(program: Command): void {
-  program
-    .command('sample')
-    .description('generate images with a diffusion model')
-    .option('--model <dir|url>', "folder in diffusers' layout; the bundled digit model by default")
-    .option('--component <name>', 'sub-folder of the weights (a training run has unet and unet_ema)', 'unet')
-    .option('--n <count>', 'number of images; one per label by default', positiveInteger)
-    .option('--labels <list>', 'classes to draw, repeated up to --n: 3 or 0,4,7 or 0-9', labelList)
-    .option('--steps <count>', 'denoising steps', positiveInteger, 50)
-    .addOption(new Option('--scheduler <name>', "instead of the model's own").choices(Object.keys(schedulerNames)))
-    .option('--eta <number>', 'DDIM: 0 deterministic, 1 as noisy as DDPM', number)
-    .option('--guidance <scale>', "classifier-free guidance, 1 for none; the model's own by default", number)
-    .option('--seed <number>', 'image i depends on the seed and i alone', wholeNumber, 0)
-    .option('--offset <number>', 'number of the first image: parts of a large job can be computed apart', wholeNumber, 0)
-    .option('--batch <count>', 'images computed at once', positiveInteger, 32)
-    .option('--shard <index/count>', 'make one part of the job, from 0/COUNT to COUNT-1/COUNT: all parts together are what one machine makes', shard)
-    .requiredOption('--out <path>', 'a grid as .png, tensors as .safetensors, or a folder of PNGs')
-    .option('--overwrite', 'replace existing output')
-    .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')
-    .addHelpText('after', '\nExamples:\n  bruit sample --labels 0-9 --n 100 --out digits.png\n  bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/\n  bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors\n  bruit sample --n 10000 --labels 0-9 --shard 3/16 --out samples/')
-    .action(async (given: Options) => {
-      const options = given.shard ? { ...given, out: shardPath(given.out, given.shard) } : given;
-      const range = options.shard && shardRange(options.shard, options.n ?? options.labels?.length ?? 1);
-      if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
-      // Looked at before the work starts; the writers look again. Shards share a folder.
-      if (existsSync(options.out) && !options.overwrite && !(range && statSync(options.out).isDirectory())) throw new BruitError('input', `${options.out} exists already; choose another --out or give --overwrite`);
+  const command = addSampleOptions(program.command('sample').description('generate images with a diffusion model; model_index.json says which pipeline it is'));
+  command
+    .addHelpText(
+      'after',
+      `
+Examples:
+  bruit sample --labels 0-9 --n 100 --out digits.png
+  bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/
+  bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors
+  bruit sample --n 10000 --labels 0-9 --shard 3/16 --out samples/
+  bruit sample --model stable-diffusion/ --prompt "a red fox in the snow" --steps 30 --scheduler dpmpp --n 4 --out fox/
+  bruit sample --model stable-diffusion/ --prompt "a tiger" --image cat.png --strength 0.6 --lora ink.safetensors:0.8 --out tiger.png
+  bruit sample --model IF-I/ --super-resolution IF-II/ --prompt "a sign that says bruit" --out sign.png`,
+    )
+    .action(async (asked: SampleOptions) => {
+      const options = asked.shard ? { ...asked, out: shardPath(asked.out, asked.shard) } : asked;
+      await checkOutputs(options);
+      const model = options.model ?? bundledModel();
+      const folder = openNamedModel(model);
+      const kind = await pipelineClass(folder);
+      const family = families.find(({ classes }) => classes.test(kind));
+      if (!family) throw new BruitError('input', `${model}: model_index.json names ${kind}, which bruit cannot run`);
+      checkTaken(command, kind, family.takes);
+      const open = await family.prepare(options);
       const engine = await openEngine({ tuned: true });
-      let pipeline: DDPMPipeline | undefined;
+      let pipeline: OpenFamily | undefined;
       try {
-        const model = options.model ?? bundledModel();
-        pipeline = await DDPMPipeline.fromFolder(engine, /^https?:\/\//.test(model) ? urlFolder(model) : directory(model), { component: options.component });
-        const result = await sampleWithProgress(pipeline, options, range);
-        await writeImages(options.out, result, { ...parameters(options, model), ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
-        print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name }), () => `${result.shape[0]} images in ${options.out}`);
+        await refuseTooLarge(engine, folder, kind, options);
+        pipeline = await open(engine, folder);
+        const range = options.shard && shardRange(options.shard, options.n ?? pipeline.count);
+        if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
+        const result = await sampleParts(pipeline, options, range);
+        await writeImages(options.out, result, { ...made(options), model, ...(range && { range }), adapter: engine.profile.name }, options.overwrite ?? false, range?.[0]);
+        const weights = pipeline.storage?.();
+        print(options.json, () => ({ out: options.out, shape: result.shape, adapter: engine.profile.name, pipeline: kind, ...(weights && { weights }) }), () => `${weights && options.weights !== 'auto' ? `${showStorage(weights)}\n` : ''}${result.shape[0]} images in ${options.out}`);
       } finally {
-        pipeline?.destroy();
+        await pipeline?.destroy();
         engine.destroy();
       }
     });
 }
 
-const parameters = ({ labels, steps, scheduler, eta, guidance, seed, offset }: Options, model: string) => ({ model, labels, steps, scheduler, eta, guidance, seed, offset });
+/** Before any weight is fetched. Memory of a GPU is unknown to WebGPU, but that of a software adapter is the machine's. */
+async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, controlnet = [] }: SampleOptions): Promise<void> {
+  // A training run's folder has several U-Nets, and DDPM's batches are small.
+  if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
+  const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
+  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, weights: weights === 'auto' ? 'f16' : weights, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
+  checkMemory(memory, engine.profile, engine.profile.kind === 'software' ? os.totalmem() : undefined);
+}
 
-async function sampleWithProgress(pipeline: DDPMPipeline, o: Options, range: readonly [number, number] | undefined): Promise<GeneratedImages> {
-  const generate: GenerateOptions = {
-    ...(o.n !== undefined && { count: o.n }),
-    ...(o.labels && { labels: o.labels }),
-    steps: o.steps,
-    ...(o.scheduler && { scheduler: o.scheduler }),
-    ...(o.eta !== undefined && { schedulerOptions: { eta: o.eta } }),
-    ...(o.guidance !== undefined && { guidanceScale: o.guidance }),
-    seed: o.seed,
-    sampleOffset: o.offset,
-    batchSize: o.batch,
-    ...(range && { range }),
-  };
-  return generateWithProgress(pipeline, generate, o.json ?? false);
+/** Looked at before the work starts; the writers look again. */
+async function checkOutputs({ out, overwrite, shard, previews, previewDecoder }: SampleOptions): Promise<void> {
+  // Shards share a folder.
+  if (existsSync(out) && !overwrite && !(shard && statSync(out).isDirectory())) throw new BruitError('input', `${out} exists already; choose another --out or give --overwrite`);
+  await writableFolder(/\.(png|safetensors)$/.test(out) ? path.dirname(out) : out);
+  if (previews === undefined) {
+    if (previewDecoder !== undefined) throw new BruitError('input', '--preview-decoder needs --previews');
+    return;
+  }
+  if (existsSync(previews) && !overwrite && (await readdir(previews).catch(() => ['a file'])).length > 0) throw new BruitError('input', `${previews} exists already and is not an empty folder; choose another --previews or give --overwrite`);
+  await writableFolder(previews);
+}
+
+/** What goes into the images' metadata: all that was asked for but where to put it. */
+function made({ out: _, overwrite: __, json: ___, previews: ____, previewEvery: _____, keep: ______, shard: _______, ...options }: SampleOptions): Record<string, unknown> {
+  return options as unknown as Record<string, unknown>;
+}
+
+/** The job in parts of --batch images, under a progress bar; Ctrl-C aborts cleanly. */
+async function sampleParts(pipeline: OpenFamily, o: SampleOptions, range?: readonly [number, number]): Promise<GeneratedImages> {
+  const [from, to] = range ?? [0, o.n ?? pipeline.count];
+  const total = to - from;
+  // One generator draws for all images, as diffusers' would.
+  const generator = o.rng === 'bruit' ? undefined : torchGenerator(o.rng, o.seed);
+  if (generator && (o.offset > 0 || range)) throw new BruitError('input', `${range ? '--shard' : '--offset'} has no meaning with --rng ${o.rng}: its draws depend on all that was drawn before`);
+  const batch = Math.min(o.batch ?? (generator ? total : pipeline.batch), total);
+  const parts = Math.ceil(total / batch);
+  const previews = o.previews === undefined ? undefined : new Previews(o.previews, await pipeline.preview(), o);
+  const abort = new AbortController();
+  const interrupt = () => abort.abort();
+  process.once('SIGINT', interrupt);
+  let progress: Progress | undefined;
+  const done: PartImages[] = [];
+  try {
+    for (let first = from; first < to; first += batch) {
+      const before = done.length;
+      const part: Part = {
+        first,
+        count: Math.min(batch, to - first),
+        seed: o.seed,
+        sampleOffset: o.offset + first,
+        generator,
+        signal: abort.signal,
+        onProgress: (step, steps) => {
+          progress ??= new Progress({ total: steps * parts, label: 'sample', unit: 'step', json: o.json ?? false });
+          progress.update(before * steps + step);
+        },
+        onPreview: previews && ((preview) => previews.add(preview, o.offset + first, Math.min(batch, to - first))),
+      };
+      done.push(await pipeline.run(part));
+      await previews?.settled();
+    }
+  } finally {
+    progress?.finish();
+    process.off('SIGINT', interrupt);
+    previews?.destroy();
+  }
+  return joinParts(done);
+}
+
+function joinParts(parts: readonly PartImages[]): GeneratedImages {
+  const images = new Float32Array(parts.reduce((n, p) => n + p.images.length, 0));
+  const labels = parts[0]!.labels && new Int32Array(parts.reduce((n, p) => n + p.labels!.length, 0));
+  let [at, label] = [0, 0];
+  for (const part of parts) {
+    images.set(part.images, at);
+    at += part.images.length;
+    labels?.set(part.labels!, label);
+    label += part.labels?.length ?? 0;
+  }
+  const [, ...rest] = parts[0]!.shape;
+  return { images, shape: [images.length / rest.reduce((a, b) => a * b), ...rest], labels };
+}
+
+/** Decodes and writes predictions while the pipeline goes on. */
+class Previews {
+  private readonly pending: Promise<void>[] = [];
+  private step = 0;
+
+  constructor(
+    private readonly folder: string,
+    private readonly decoder: PreviewDecoder,
+    private readonly options: SampleOptions,
+  ) {}
+
+  /** Steps are numbered through all stages of a part. */
+  add({ step, total, x0, shape }: SamplerPreview, firstImage: number, count: number): void {
+    const number = this.step++;
+    if ((step + 1) % this.options.previewEvery && step + 1 < total) return;
+    this.pending.push(this.write(x0, shape, number, firstImage, count));
+    // Awaited when the part is done; a failure must not count as unhandled until then.
+    this.pending[this.pending.length - 1]!.catch(() => undefined);
+  }
+
+  private async write(x0: Float32Array, shape: SamplerPreview['shape'], step: number, firstImage: number, count: number): Promise<void> {
+    const images = await this.decoder.decode(x0, shape);
+    for (let i = 0; i < count; i++) {
+      const file = `${String(firstImage + i).padStart(5, '0')}-${String(step).padStart(4, '0')}.png`;
+      await writeFileAtomic(path.join(this.folder, file), encodePng(imageRaster(images, i)));
+    }
+  }
+
+  /** All of a part are written. */
+  async settled(): Promise<void> {
+    await Promise.all(this.pending.splice(0));
+    this.step = 0;
+  }
+
+  destroy(): void {
+    this.decoder.destroy();
+  }
 }
 
 /** Generates under a progress bar; Ctrl-C aborts cleanly. */

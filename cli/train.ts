@@ -3,6 +3,8 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import type { Engine } from '../src/engine/device';
+import { BruitError } from '../src/engine/errors';
+import { writableFolder } from '../src/node/files';
 import { Progress } from '../src/node/progress';
 import { runTraining } from '../src/node/train_run';
 import { loadTuning, saveTuning } from '../src/node/tuning_store';
@@ -29,6 +31,8 @@ export function addTrain(program: Command): void {
     .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')
     .addHelpText('after', '\nExamples:\n  bruit train recipes/digits.json --out out/digits\n  bruit train recipes/digits.json --out out/digits --resume\n\nInterrupting (Ctrl-C) saves a checkpoint first; press it twice to stop at once.')
     .action(async (recipe: string, options: Options) => {
+      if (options.resume && options.overwrite) throw new BruitError('input', '--resume goes on with a run and --overwrite starts it over: give one of them');
+      await writableFolder(options.out);
       const engine = await openEngine();
       await useTuning(engine, options);
       const abort = new AbortController();
@@ -40,6 +44,7 @@ export function addTrain(program: Command): void {
       process.on('SIGINT', interrupt);
       process.on('SIGTERM', interrupt);
       let progress: Progress | undefined;
+      let encoding: Progress | undefined;
       try {
         const result = await runTraining(engine, {
           recipe,
@@ -48,10 +53,15 @@ export function addTrain(program: Command): void {
           overwrite: options.overwrite ?? false,
           ...(options.stopAfter !== undefined && { stopAfter: options.stopAfter }),
           signal: abort.signal,
-          onStart: (trainer, total) => {
+          onEncode: (done, total) => {
+            encoding ??= new Progress({ total, label: 'encode', unit: 'image', json: options.json ?? false });
+            encoding.update(done);
+            if (done === total) encoding.finish();
+          },
+          onStart: (trainer, total, peakBytes) => {
             const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MiB`;
-            const { plan } = trainer.step;
-            process.stderr.write(`${trainer.step.weights.count} weights on ${engine.profile.name}; activations ${mebibytes(plan.plannedBytes)} planned, ${mebibytes(plan.naiveBytes)} without reuse; ${mebibytes(engine.liveBytes)} of GPU memory in all\n`);
+            const { plan, weights, frozen } = trainer.step;
+            process.stderr.write(`${weights.count} weights${frozen.count ? ` (and ${frozen.count} that stay as they are)` : ''} on ${engine.profile.name}; activations ${mebibytes(plan.plannedBytes)} planned, ${mebibytes(plan.naiveBytes)} without reuse; at most ${mebibytes(peakBytes)} of GPU memory in all\n`);
             progress = new Progress({ total, label: 'train', unit: 'step', start: trainer.stepsDone, json: options.json ?? false });
           },
           onMetrics: (metrics) => {

@@ -4,7 +4,7 @@ import type { Command } from 'commander';
 import { BruitError } from '../src/engine/errors';
 import { safetensorsChunks } from '../src/io/safetensors';
 import { openFolder } from '../src/node/case_folder';
-import { writeFileAtomic } from '../src/node/files';
+import { writableFolder, writeFileAtomic } from '../src/node/files';
 import { reportTable, showError, type CaseReport, type Comparison, type Recomputed } from '../src/verify/report';
 import { verifyCase } from '../src/verify/verify';
 import { openEngine, print } from './engine';
@@ -32,7 +32,10 @@ Examples:
     .action(async (dir: string, options: { out?: string; overwrite?: boolean; json?: boolean }) => {
       const folder = await openFolder(dir);
       try {
-        if (options.out !== undefined) checkOutput(dir, options.out, folder.files, options.overwrite === true);
+        if (options.out !== undefined) {
+          checkOutput(dir, options.out, folder.files, options.overwrite === true);
+          await writableFolder(options.out);
+        }
         const engine = await openEngine();
         const report = await verifyCase(engine, folder);
         if (options.out !== undefined) await writeRecomputed(report, options.out, options.overwrite === true);

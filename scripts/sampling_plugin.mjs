@@ -1,17 +1,46 @@
 import { readFile, readdir } from 'node:fs/promises';
+import { createRequire } from 'node:module';
 import { join, relative, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { minifyShaders } from './minify_wgsl.mjs';
 
 /** Constants of prologues that decide whether a kernel computes a gradient, and parameters of the ops' own functions that do. */
 const gradientConstants = { GRADIENT: false };
 const gradientParameters = new Set(['backward', 'gradient']);
 /** What ops and rows of the pointwise table declare for gradients, tests and documentation. */
-const unused = new Set(['doc', 'grad', 'reference', 'derivative', 'domain', 'arity', 'integerInputs']);
+const unused = new Set(['weightInput', 'overParts', 'doc', 'grad', 'reference', 'derivative', 'domain', 'arity', 'integerInputs']);
 /** Schedulers that no diffusers pipeline of an unconditional U-Net names. */
 const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepScheduler', 'UnCLIPScheduler']);
 
+/** What only tests and the search for NaNs ask of `compile`. */
+const debugging = new Set(['probe', 'poison']);
+
 /** Kernels for software adapters whose subgroups have 4 or 8 lanes; `direct` ones serve there too. */
 const otherKernels = new Set(['broadcast', 'subgroup']);
+
+/** What stands for modules that only packed weights need, or weights longer than a binding. */
+const substitutes = {
+  'src/engine/stored.ts': 'export const readStored = (graph) => graph.nodes;',
+  'src/engine/ops/weight_operand.ts': `
+    import { vectorType } from '../pointwise_codegen';
+    export const weightOperand = ({ dtype, even, transposed }) => ({ prologue: { W: vectorType(dtype, even ? 4 : 1), W4: vectorType(dtype, 4), W_WIDE: even }, includes: transposed && { 'lib/weights.wgsl': 'lib/weights_transposed.wgsl' } });`,
+  'src/io/packed.ts': 'export const pack = () => {}, packedBytes = pack, unpack = pack;',
+  'src/model/weight_error.ts': 'export const weightError = () => {}, storageReport = weightError;',
+  'src/model/weight_format.ts': `
+    import { BruitError } from '../engine/errors';
+    export function weightFormat(_, wanted) {
+      if (wanted !== 'auto' && wanted !== 'f32') throw new BruitError('input', \`weights as \${wanted} take the whole of bruit: bruit/sampling has them as f32\`);
+      return 'f32';
+    }`,
+  'src/model/weight_parts.ts': 'export const partShapes = () => [], partOf = (stored) => stored, joinParts = ([part]) => part;',
+};
+
+/** Files whose declarations are what the bundle's users see, and WebGPU's. */
+const publicFiles = ['engine/device', 'engine/errors', 'io/folder', 'io/source', 'pipelines/ddpm', 'pipelines/stage', 'sampler/program', 'sampler/sample', 'sampler/scheduler_config'].map((file) => fileURLToPath(new URL(`../src/${file}.ts`, import.meta.url)));
+publicFiles.push(createRequire(import.meta.url).resolve('@webgpu/types/dist/index.d.ts'));
+
+/** Functions that guess, for the end of an error, what a wrong file may be. */
+const guesses = new Set(['hintFor', 'otherFormat']);
 
 /** In place of fastest-levenshtein, whose speed one error message does not need. */
 const editDistance = `
@@ -29,10 +58,15 @@ const editDistance = `
   }
   export const closest = (a, all) => all.reduce((best, b) => (distance(a, b) < distance(a, best) ? b : best));`;
 
+/** The blocks of src/model/k_blocks.ts, which no unconditional checkpoint has: their names are unknown there. */
+const noKBlocks = `
+  export const kDownTypes = [], kUpTypes = [], isKType = () => false;
+  export const kDownBlock = isKType, kUpBlock = isKType;`;
+
 /**
  * esbuild plugin for bundles that only sample, minified with their shaders. Dropped are tests, gradients and documentation of ops; checks of
  * what cannot go wrong with shaders and ops that were tested, and the ops' own words about shapes (Graph.add names op, layer and operands);
- * {@link otherSchedulers}; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
+ * {@link otherSchedulers}; K blocks; {@link guesses}; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
  * wgsl_reflect makes way for src/engine/wgsl_layout.ts.
  */
 export function samplingOnly(root) {
@@ -55,16 +89,20 @@ export function samplingOnly(root) {
       build.onLoad({ filter: /.*/, namespace: 'sampling' }, () => ({ contents: editDistance, loader: 'js' }));
       // A global for now: the texts come to stand side by side, where the compressor sees what they have in common.
       build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
+      build.onLoad({ filter: /[\\/]k_blocks\.ts$/ }, () => ({ contents: noKBlocks, loader: 'js' }));
       // Snippets that only gradients include.
-      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
-      build.onLoad({ filter: /[\\/]src[\\/](engine|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
+      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|weights_half|weights_blocks|unpack_|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
+      for (const [path, contents] of Object.entries(substitutes)) build.onLoad({ filter: new RegExp(`[\\\\/]${path.replaceAll('/', '[\\\\/]').replace('.', '\\.')}$`) }, () => ({ contents, loader: 'ts' }));
+      build.onLoad({ filter: /[\\/]src[\\/](engine|io|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
       build.onEnd(async ({ outputFiles = [] }) => {
         for (const file of outputFiles) {
           let code = file.text;
           for (let rest = code; rest; rest = withoutUnused(ts, code)) code = (await transform(rest, { loader: 'js', format: 'esm', target: 'es2022', treeShaking: true, minifySyntax: true })).code;
           const used = paths.filter((path) => new RegExp(`\\${variable(path)}\\b`).test(code));
           const shaders = minifyShaders(new Map(used.map((path) => [path, texts.get(path)])), gradientConstants, wordsInStrings(ts, engineOnly(file.text)));
-          const minified = await minify(code, { module: true, ecma: 2022, compress: { passes: 3, keep_fargs: false, pure_getters: true, unsafe_arrows: true, reduce_funcs: false }, format: { comments: false } });
+          const known = [...texts.values()].flatMap((text) => text.replace(/\/\/.*/g, '').match(/\w+/g));
+          for (const path of publicFiles) known.push(...publicMembers(ts, path, await readFile(path, 'utf8')));
+          const minified = await minify(code, { module: true, mangle: { properties: { regex: oneOf(ownProperties(ts, code, known)) } }, ecma: 2022, compress: { passes: 3, keep_fargs: false, pure_getters: true, unsafe_arrows: true, reduce_funcs: false }, format: { comments: false } });
           // Neighbours by file name are alike: matmul.wgsl, lib/matmul_operands.wgsl, matmul_tiled.wgsl …
           const name = (path) => path.slice(path.lastIndexOf('/') + 1);
           const constants = [...shaders].sort(([a], [b]) => (name(a) < name(b) ? -1 : 1)).map(([path, text]) => `${variable(path)}=\`${text}\``);
@@ -73,6 +111,37 @@ export function samplingOnly(root) {
       });
     },
   };
+}
+
+/** A pattern of whole words. */
+const oneOf = (words) => new RegExp(`^(${words.join('|')})$`);
+
+/**
+ * Names of members of classes that mean nothing outside of the bundle: they stand in none of its strings (keys of JSON files, names of ops) nor among
+ * the `known` (fields of shaders' structs, WebGPU, the public interface).
+ */
+function ownProperties(ts, code, known) {
+  const reserved = new Set(known);
+  const declared = new Set();
+  const visit = (node) => {
+    if (ts.isStringLiteralLike(node) || ts.isTemplateHead(node) || ts.isTemplateMiddleOrTemplateTail(node)) for (const word of node.text.match(/\w+/g) ?? []) reserved.add(word);
+    if (node.name && ts.isIdentifier(node.name) && ts.isClassElement(node)) declared.add(node.name.text);
+    ts.forEachChild(node, visit);
+  };
+  visit(ts.createSourceFile('bundle.js', code, ts.ScriptTarget.ESNext, true));
+  return [...declared].filter((name) => name.length > 2 && !reserved.has(name));
+}
+
+/** Names of members of a file's interfaces, types and classes, but for private ones. */
+function publicMembers(ts, path, source) {
+  const names = [];
+  const visit = (node) => {
+    const isPrivate = ts.canHaveModifiers(node) && ts.getModifiers(node)?.some((m) => m.kind === ts.SyntaxKind.PrivateKeyword);
+    if ((ts.isTypeElement(node) || ts.isClassElement(node) || ts.isParameterPropertyDeclaration(node, node.parent)) && !isPrivate && node.name) names.push(node.name.getText());
+    ts.forEachChild(node, visit);
+  };
+  visit(ts.createSourceFile(path, source, ts.ScriptTarget.ESNext, true));
+  return names;
 }
 
 /** Source of the engine without what a bundle that only samples does not need. */
@@ -90,15 +159,21 @@ function strip(ts, path, source) {
   const spreads = (node, names) => ts.isSpreadAssignment(node) && names.has(/^\(.* && \{ (\w+)(: .*)? \}\)$/s.exec(node.expression.getText())?.[1]);
   const throws = (statement, code) => statement && ts.isThrowStatement(statement) && ts.isNewExpression(statement.expression) && statement.expression.arguments?.[0]?.getText() === `'${code}'`;
   const visit = (node, exported) => {
+    if (ts.isFunctionDeclaration(node) && named(node, guesses)) return void cuts.push([node.body.getStart(), node.body.end, "{ return ''; }"]);
     if (ts.isObjectLiteralExpression(node)) {
       const definition = isOp && ((ts.isCallExpression(node.parent) && node.parent.expression.getText() === 'defineOp') || node.properties.some((p) => p.name?.getText() === 'wgsl'));
       const names = definition ? unused : isOp ? others : otherSchedulers;
       for (const property of node.properties) {
-        if (named(property, names) || named(property, others) || spreads(property, names)) cutFromList(property, node.properties);
+        if (named(property, names) || named(property, others) || named(property, debugging) || spreads(property, names)) cutFromList(property, node.properties);
         else visit(property, exported);
       }
       return;
     }
+    // Advice that speaks of training and decoding.
+    if (ts.isCallExpression(node) && node.expression.getText() === 'adviceFor') return void cuts.push([node.getStart(), node.end, "''"]);
+    if (ts.isObjectBindingPattern(node)) for (const element of node.elements) if (named(element, debugging)) cutFromList(element, node.elements);
+    const condition = ts.isIfStatement(node) ? node.expression : ts.isExpressionStatement(node) && ts.isCallExpression(node.expression) && node.expression.expression.questionDotToken ? node.expression.expression.expression : undefined;
+    if (condition && debugging.has(condition.getText())) return void cuts.push([node.getStart(), node.end, ';']);
     // if (…) throw new BruitError('shader', …), perhaps for each of something.
     const only = (statement) => (statement && ts.isBlock(statement) && statement.statements.length === 1 ? statement.statements[0] : statement);
     const check = ts.isForOfStatement(node) ? only(node.statement) : node;

@@ -6,17 +6,15 @@
 // prologue
 alias X = vec4<f32>;
 alias X4 = vec4<f32>;
-alias W = vec4<f32>;
-alias W4 = vec4<f32>;
 alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
-const W_WIDE = true;
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl
+// include lib/weights.wgsl
 // include lib/store_row_4.wgsl
 
 var<private> tile_phase: u32;

@@ -4,17 +4,15 @@
 // prologue
 alias X = f32;
 alias X4 = vec4<f32>;
-alias W = f32;
-alias W4 = vec4<f32>;
 alias Y = f32;
 alias V = f32;
 const X_WIDE = false;
-const W_WIDE = false;
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl
+// include lib/weights.wgsl
 // include lib/store_row_1.wgsl
 // include lib/broadcast_tile.wgsl
 // include lib/broadcast_store.wgsl
@@ -35,7 +33,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     return;
   }
   let m = i / params.tiles_n % params.tiles_m * 8u;
-  let n = i % params.tiles_n * 16u + lane;
+  let n = i % params.tiles_n * 16u;
   let taps = taps_of(tile_phase);
   let upper = pixels_at(m, tile_phase);
   let lower = pixels_at(m + 4u, tile_phase);
@@ -48,30 +46,21 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     // Channels of the pixels: none outside the image.
     let channels_0 = select(vec4<u32>(params.channels), vec4<u32>(), source_0 == vec4<u32>(NOWHERE));
     let channels_1 = select(vec4<u32>(params.channels), vec4<u32>(), source_1 == vec4<u32>(NOWHERE));
-    var at = filter_tap(taps, tap) * params.channels * params.n + n;
+    let row = filter_tap(taps, tap) * params.channels;
     for (var c = 0u; c < params.channels; c += 4u) {
       let k = vec4<u32>(c + lane);
       let at_0 = source_0 + k;
       let at_1 = source_1 + k;
       let x_0 = select(vec4<f32>(), vec4<f32>(f32(x[at_0.x]), f32(x[at_0.y]), f32(x[at_0.z]), f32(x[at_0.w])), k < channels_0);
       let x_1 = select(vec4<f32>(), vec4<f32>(f32(x[at_1.x]), f32(x[at_1.y]), f32(x[at_1.z]), f32(x[at_1.w])), k < channels_1);
-      let at_w1 = at + params.n;
-      let at_w2 = at_w1 + params.n;
-      let at_w3 = at_w2 + params.n;
-      var b = mat4x4<f32>(
-        f32(w[at]), f32(w[at + 4u]), f32(w[at + 8u]), f32(w[at + 12u]),
-        f32(w[at_w1]), f32(w[at_w1 + 4u]), f32(w[at_w1 + 8u]), f32(w[at_w1 + 12u]),
-        f32(w[at_w2]), f32(w[at_w2 + 4u]), f32(w[at_w2 + 8u]), f32(w[at_w2 + 12u]),
-        f32(w[at_w3]), f32(w[at_w3 + 4u]), f32(w[at_w3 + 8u]), f32(w[at_w3 + 12u]),
-      );
+      var b = weight_lanes(row, c, n, lane);
       if (CHANNEL_EDGE) {
         b = cut_columns(b, c, params.channels);
       }
       multiply(x_0, x_1, b);
-      at = at_w3 + params.n;
     }
   }
   phase = tile_phase;
   y_base = slice * params.m * params.n;
-  store_tile(m, n);
+  store_tile(m, n, lane);
 }

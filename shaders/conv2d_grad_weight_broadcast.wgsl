@@ -18,6 +18,10 @@ const COLUMN_EDGE = false; // the width of dL/dy is not divisible by 4
 // include lib/broadcast_tile.wgsl
 // include lib/broadcast_store.wgsl
 
+fn lane_column(lane: u32, j: u32) -> u32 {
+  return lane + 4u * j;
+}
+
 fn tile_row(m: u32) -> u32 {
   return result_row(m);
 }
@@ -30,7 +34,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     return;
   }
   let m = i / params.tiles_n % params.tiles_m * 8u;
-  let n = i % params.tiles_n * 16u + lane;
+  let tile_n = i % params.tiles_n * 16u;
+  let n = tile_n + lane;
   let place = rows_at(m);
   let along = vec4<u32>(0u, 1u, 2u, 3u);
   // Counted along: a division costs such adapters as much as a load.
@@ -75,5 +80,5 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     }
   }
   y_base = slice * params.m * params.n;
-  store_tile(m, n);
+  store_tile(m, tile_n, lane);
 }

@@ -5,31 +5,21 @@
 // prologue
 alias X = vec4<f32>;
 alias X4 = vec4<f32>;
-alias W = vec4<f32>;
-alias W4 = vec4<f32>;
 alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
-const W_WIDE = true; // never if GRADIENT
 const CHANNEL_EDGE = false; // the source's channels are not divisible by 8
 const GRADIENT = false; // the result is the gradient of the input
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl
+// include lib/weights.wgsl
 // include lib/store_row_4.wgsl
 // include lib/subgroup_rows.wgsl
 
 // The filter from source channel c to result channels n..n+4; `row` is from filter_row.
 fn read_filter(row: u32, c: u32, n: u32) -> vec4<f32> {
-  var v: vec4<f32>;
-  if (GRADIENT) {
-    let k = params.channels;
-    let i = (row + n) * k + c;
-    v = vec4<f32>(vec4<f32>(W4(w[i])).x, vec4<f32>(W4(w[i + k])).x, vec4<f32>(W4(w[i + 2u * k])).x, vec4<f32>(W4(w[i + 3u * k])).x);
-  } else {
-    v = read_w((row + c) * params.n + n);
-  }
-  return select(vec4<f32>(), v, !CHANNEL_EDGE || c < params.channels);
+  return select(vec4<f32>(), weights(row, c, n), !CHANNEL_EDGE || c < params.channels);
 }
 
 @compute @workgroup_size(8)

@@ -5,18 +5,15 @@
 // prologue
 alias A = vec4<f32>;
 alias A4 = vec4<f32>;
-alias B = vec4<f32>;
-alias B4 = vec4<f32>;
 alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
-const B_WIDE = true;
 const K_EDGE = false; // k is not divisible by the step of the loop over it
 const TRANSPOSE_A = false; // a is stored [K,M]
-const TRANSPOSE_B = false; // b is stored [N,K]
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/matmul_operands.wgsl
+// include lib/weights.wgsl
 // include lib/store_row_4.wgsl
 
 fn tile_row(m: u32) -> u32 {
@@ -31,7 +28,7 @@ fn tile_at(i: u32, height: u32, width: u32) -> vec4<u32> {
   let slice = i / tiles;
   let batch = slice % params.batch;
   a_base = batch * params.a_stride;
-  b_base = batch * params.b_stride;
+  b_first = batch * params.b_rows;
   y_base = slice * params.m * params.n;
   let k = slice / params.batch * params.slice_k;
   return vec4<u32>(i % tiles / params.tiles_n * height, i % params.tiles_n * width, k, select(0u, min(k + params.slice_k, params.k), slice < params.slices));

@@ -4,18 +4,15 @@
 // prologue
 alias A = f32;
 alias A4 = vec4<f32>;
-alias B = f32;
-alias B4 = vec4<f32>;
 alias Y = f32;
 alias V = f32;
 const A_WIDE = false;
-const B_WIDE = false;
 const K_EDGE = false; // k is not divisible by 4
 const TRANSPOSE_A = false; // a is stored [K,M]
-const TRANSPOSE_B = false;
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/matmul_operands.wgsl
+// include lib/weights.wgsl
 // include lib/store_row_1.wgsl
 // include lib/broadcast_tile.wgsl
 // include lib/broadcast_store.wgsl
@@ -47,31 +44,21 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   }
   let batch = slice % params.batch;
   a_base = batch * params.a_stride;
-  b_base = batch * params.b_stride;
+  b_first = batch * params.b_rows;
   y_base = slice * params.m * params.n;
   let m = i % tiles / params.tiles_n * 8u;
-  let n = i % params.tiles_n * 16u + lane;
+  let n = i % params.tiles_n * 16u;
   // A multiple of 4.
   let k_begin = slice / params.batch * params.slice_k;
-  var at = b_base + k_begin * params.n + n;
   for (var k = k_begin; k < min(k_begin + params.slice_k, params.k); k += 4u) {
     let upper = read_rows(m, k, lane);
     let lower = read_rows(m + 4u, k, lane);
-    let at_1 = at + params.n;
-    let at_2 = at_1 + params.n;
-    let at_3 = at_2 + params.n;
-    let rows = cut_k(mat4x4<f32>(
-      f32(b[at]), f32(b[at + 4u]), f32(b[at + 8u]), f32(b[at + 12u]),
-      f32(b[at_1]), f32(b[at_1 + 4u]), f32(b[at_1 + 8u]), f32(b[at_1 + 12u]),
-      f32(b[at_2]), f32(b[at_2 + 4u]), f32(b[at_2 + 8u]), f32(b[at_2 + 12u]),
-      f32(b[at_3]), f32(b[at_3 + 4u]), f32(b[at_3 + 8u]), f32(b[at_3 + 12u]),
-    ), k);
-    at = at_3 + params.n;
+    let rows = cut_k(weight_lanes(b_first, k, n, lane), k);
     if (TRANSPOSE_A) {
       multiply_rows(upper, lower, rows);
     } else {
       multiply(upper, lower, rows);
     }
   }
-  store_tile(m, n);
+  store_tile(m, n, lane);
 }

@@ -5,12 +5,9 @@
 // prologue
 alias A = vec4<f32>;
 alias A4 = vec4<f32>;
-alias B = vec4<f32>;
-alias B4 = vec4<f32>;
 alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
-const B_WIDE = true;
 const K_EDGE = false; // k is not divisible by the step of the loop over it
 const TRANSPOSE_A = false; // a is stored [K,M]
 const TRANSPOSE_B = false; // b is stored [N,K]
@@ -18,6 +15,7 @@ const STAGE_K = 16u;
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/matmul_operands.wgsl
+// include lib/weights.wgsl
 // include lib/store_block_4.wgsl
 
 const TILE_STEP = 32u;
@@ -83,7 +81,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   lane = index;
   let batch = slice % params.batch;
   a_base = batch * params.a_stride;
-  b_base = batch * params.b_stride;
+  b_first = batch * params.b_rows;
   y_base = slice * params.m * params.n;
   m_origin = i % tiles / params.tiles_n * 32u * TILE_BLOCKS;
   n_origin = i % params.tiles_n * 32u * TILE_BLOCKS;

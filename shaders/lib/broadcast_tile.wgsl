@@ -1,4 +1,5 @@
-// Register tile of a matrix product for subgroups of 4 lanes: the subgroup computes 8x16 of C, lane l the columns l, l+4, l+8 and l+12.
+// Register tile of a matrix product for subgroups of 4 lanes: the subgroup computes 8x16 of C, a lane four columns of it
+// (in attention l, l+4, l+8 and l+12; elsewhere those of `lane_column`).
 // Neighbouring lanes load neighbouring elements, which is one instruction where a vec4 for each lane would be sixteen; of a row of A each
 // lane loads one of four elements, and the others get it by broadcast. Names, not arrays: they may stay in registers.
 var<private> c0: vec4<f32>;

@@ -30,7 +30,6 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<X>;
-@group(0) @binding(2) var<storage, read> w: array<W>;
 @group(0) @binding(3) var<storage, read_write> y: array<Y>;
 
 // epilogue
@@ -97,7 +96,12 @@ fn filter_tap(taps: Taps, tap: vec2<u32>) -> u32 {
   return t.x * params.taps_x + t.y;
 }
 
-// Rows of the filter before the tap's first.
+// Length of the sums within a tap.
+fn reduction() -> u32 {
+  return params.channels;
+}
+
+// Stored rows of the filter before the tap's first.
 fn filter_row(taps: Taps, tap: vec2<u32>) -> u32 {
   return filter_tap(taps, tap) * select(params.channels, params.n, GRADIENT);
 }
@@ -108,13 +112,6 @@ fn read_x(i: u32) -> vec4<f32> {
     return vec4<f32>(X4(x[i / 4u]));
   }
   return vec4<f32>(vec4<f32>(X4(x[i])).x, vec4<f32>(X4(x[i + 1u])).x, vec4<f32>(X4(x[i + 2u])).x, vec4<f32>(X4(x[i + 3u])).x);
-}
-
-fn read_w(i: u32) -> vec4<f32> {
-  if (W_WIDE) {
-    return vec4<f32>(W4(w[i / 4u]));
-  }
-  return vec4<f32>(vec4<f32>(W4(w[i])).x, vec4<f32>(W4(w[i + 1u])).x, vec4<f32>(W4(w[i + 2u])).x, vec4<f32>(W4(w[i + 3u])).x);
 }
 
 fn read_pixel(source: u32, c: u32) -> vec4<f32> {
@@ -132,22 +129,13 @@ fn read_block_x(source: vec4<u32>, c: u32) -> mat4x4<f32> {
 
 // include lib/cut_columns.wgsl
 
-// Column j is the filter from source channel c + j to result channels n..n+4; `row` is from filter_row.
+// Column j is the filter (lib/weights.wgsl) from source channel c + j to result channels n..n+4; `row` is from filter_row.
 fn read_block_w(row: u32, c: u32, n: u32) -> mat4x4<f32> {
-  var b: mat4x4<f32>;
-  if (GRADIENT) {
-    let k = params.channels;
-    let i = (row + n) * k + c;
-    b = transpose(mat4x4<f32>(read_w(i), read_w(i + k), read_w(i + 2u * k), read_w(i + 3u * k)));
-  } else {
-    let k = params.n;
-    let i = (row + c) * k + n;
-    b = mat4x4<f32>(read_w(i), read_w(i + k), read_w(i + 2u * k), read_w(i + 3u * k));
+  let b = weight_block(row, c, n);
+  if (!CHANNEL_EDGE) {
+    return b;
   }
-  if (CHANNEL_EDGE) {
-    b = cut_columns(b, c, params.channels);
-  }
-  return b;
+  return cut_columns(b, c, params.channels);
 }
 
 // Row of the result that holds pixel m of the phase, beyond the last where there is none.

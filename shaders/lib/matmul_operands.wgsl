@@ -1,4 +1,4 @@
-// The operands of the matmul kernels, their place in memory, and 4x4 blocks of them from storage.
+// The operands of the matmul kernels, their place in memory, and 4x4 blocks of them from storage. B is what lib/weights.wgsl reads.
 struct Params {
   m: u32,
   n: u32,
@@ -9,17 +9,16 @@ struct Params {
   slices: u32, // batch times the number of parts that k is split into
   slice_k: u32, // length of a part
   a_stride: u32, // elements from one batch to the next; 0 if shared
-  b_stride: u32,
+  b_rows: u32, // rows from one batch to the next, as b is stored; 0 if shared
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<A>;
-@group(0) @binding(2) var<storage, read> b: array<B>;
 @group(0) @binding(3) var<storage, read_write> y: array<Y>;
 
-// Elements before this invocation's matrices.
+// Elements, and of b stored rows, before this invocation's matrices.
 var<private> a_base: u32;
-var<private> b_base: u32;
+var<private> b_first: u32;
 var<private> y_base: u32;
 
 // epilogue
@@ -36,11 +35,9 @@ fn read_a(i: u32) -> vec4<f32> {
   return vec4<f32>(vec4<f32>(A4(a[i])).x, vec4<f32>(A4(a[i + 1u])).x, vec4<f32>(A4(a[i + 2u])).x, vec4<f32>(A4(a[i + 3u])).x);
 }
 
-fn read_b(i: u32) -> vec4<f32> {
-  if (B_WIDE) {
-    return vec4<f32>(B4(b[i / 4u]));
-  }
-  return vec4<f32>(vec4<f32>(B4(b[i])).x, vec4<f32>(B4(b[i + 1u])).x, vec4<f32>(B4(b[i + 2u])).x, vec4<f32>(B4(b[i + 3u])).x);
+// Length of the sums.
+fn reduction() -> u32 {
+  return params.k;
 }
 
 // include lib/cut_columns.wgsl
@@ -69,10 +66,5 @@ fn read_block_a(m: u32, k: u32) -> mat4x4<f32> {
 
 // Column j is B[k + j][n..n+4].
 fn read_block_b(k: u32, n: u32) -> mat4x4<f32> {
-  if (TRANSPOSE_B) {
-    let i = b_base + n * params.k + k;
-    return cut_k(transpose(mat4x4<f32>(read_b(i), read_b(i + params.k), read_b(i + 2u * params.k), read_b(i + 3u * params.k))), k);
-  }
-  let i = b_base + k * params.n + n;
-  return cut_k(mat4x4<f32>(read_b(i), read_b(i + params.n), read_b(i + 2u * params.n), read_b(i + 3u * params.n)), k);
+  return cut_k(weight_block(b_first, k, n), k);
 }

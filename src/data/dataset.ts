@@ -17,6 +17,8 @@ export interface ImageDataset {
   /** [C,H,W] of every image. */
   readonly shape: readonly [number, number, number];
   readonly classes: readonly string[] | undefined;
+  /** A text for each image, where there are some. */
+  readonly captions?: readonly string[] | undefined;
   get(index: number): Promise<DatasetItem>;
 }
 
@@ -36,6 +38,7 @@ function mapImages(dataset: ImageDataset, [height, width]: readonly [number, num
     length: dataset.length,
     shape: [dataset.shape[0], height, width],
     classes: dataset.classes,
+    captions: dataset.captions,
     async get(index) {
       const { image, label } = await dataset.get(index);
       return { image: change(image), label };
@@ -45,7 +48,8 @@ function mapImages(dataset: ImageDataset, [height, width]: readonly [number, num
 
 /** The items `indices` of `dataset`, in that order. */
 export function subset(dataset: ImageDataset, indices: ArrayLike<number>, name = dataset.name): ImageDataset {
-  return { name, length: indices.length, shape: dataset.shape, classes: dataset.classes, get: async (i) => dataset.get(indices[checkIndex(i, indices.length, name)]!) };
+  const { shape, classes, captions } = dataset;
+  return { name, length: indices.length, shape, classes, captions: captions && Array.from(indices, (i) => captions[i]!), get: async (i) => dataset.get(indices[checkIndex(i, indices.length, name)]!) };
 }
 
 /** Throws unless `index` is one of `length` items. */

@@ -7,14 +7,24 @@ export function bytesToSigned(bytes: Uint8Array): Float32Array {
   return out;
 }
 
-/** How a resize weighs source pixels: `area` is a box (means when shrinking, nearest when enlarging), `bilinear` a triangle widened when shrinking, as PIL's antialiased BILINEAR. */
-export type ResizeFilter = 'area' | 'bilinear';
+/**
+ * How a resize weighs source pixels: `area` is a box (means when shrinking, nearest when enlarging); `bilinear` a triangle and `lanczos` a windowed sinc
+ * with three lobes, widened when shrinking, as PIL's BILINEAR and LANCZOS.
+ */
+export type ResizeFilter = 'area' | 'bilinear' | 'lanczos';
+
+const sinc = (x: number): number => (x === 0 ? 1 : Math.sin(Math.PI * x) / (Math.PI * x));
+/** By the distance from the centre in pixels of the coarser grid. */
+const kernels = {
+  bilinear: { radius: 1, at: (x: number): number => Math.max(0, 1 - Math.abs(x)) },
+  lanczos: { radius: 3, at: (x: number): number => (Math.abs(x) < 3 ? sinc(x) * sinc(x / 3) : 0) },
+};
 
 /** For each of `to` outputs, the first source position and the weights (summing to 1) of the sources under the filter. */
 function filterTaps(from: number, to: number, filter: ResizeFilter): { first: number; weights: number[] }[] {
   const scale = from / to;
   const width = Math.max(scale, 1);
-  const support = filter === 'area' ? 0.5 * scale : width; // a box never reaches beyond the output pixel
+  const support = filter === 'area' ? 0.5 * scale : width * kernels[filter].radius; // a box never reaches beyond the output pixel
   return Array.from({ length: to }, (_, i) => {
     const center = (i + 0.5) * scale;
     const first = Math.max(0, Math.floor(center - support));
@@ -24,7 +34,7 @@ function filterTaps(from: number, to: number, filter: ResizeFilter): { first: nu
       weights.push(
         filter === 'area'
           ? Math.max(0, Math.min(j + 1, center + support) - Math.max(j, center - support)) // overlap of the pixel and the box
-          : Math.max(0, 1 - Math.abs(j + 0.5 - center) / width),
+          : kernels[filter].at((j + 0.5 - center) / width),
       );
     }
     const total = weights.reduce((sum, w) => sum + w, 0);

@@ -126,7 +126,7 @@ export class Engine {
     } finally {
       error = await this.settle(this.device.popErrorScope());
     }
-    if (error) throw new BruitError('limit', `out of GPU memory: ${what()} do not fit beside the ${this.liveBytes} bytes in use (${error.message}). Use a smaller batch or image.`);
+    if (error) throw new BruitError('limit', `${what()}: out of GPU memory (${error.message}). Use a smaller batch or image.`);
   }
 
   /** Copies `bytes` bytes of a tensor buffer to the host. */
@@ -155,7 +155,7 @@ export class Engine {
     try {
       return await promise;
     } catch (e) {
-      await Promise.race([this.device.lost, new Promise((resolve) => setTimeout(resolve, 100))]);
+      await new Promise((resolve) => setTimeout(resolve, 50));
       throw e;
     } finally {
       this.assertAlive();
@@ -163,7 +163,7 @@ export class Engine {
   }
 
   /** Whether the device was lost, by whatever cause: nothing made on this engine works any more. */
-  get lost(): boolean {
+  get isLost(): boolean {
     return this.lostReason !== undefined;
   }
 

@@ -3,6 +3,7 @@
  * A file in src/engine/ops/ exports the op's builder function and, for the tests and the benchmark, `tests: OpTests`
  * (float64 reference and cases), which bundles of the engine drop.
  */
+import type { PackedFormat } from './buffer_view';
 import type { AdapterProfile } from './device';
 import type { Graph, Node, Tensor, TensorSpec } from './graph';
 import type { PointwiseProgram } from './pointwise_codegen';
@@ -49,6 +50,8 @@ export interface LowerContext<A> {
   readonly profile: AdapterProfile;
   /** Name of the kernel variant that the caller forces (tests, tuner), if any. */
   readonly variant: string | undefined;
+  /** How a parameter is packed, where it is and the op's `weightInput` says that its kernels can read that. */
+  readonly packed: (t: Tensor) => PackedFormat | undefined;
   readonly temp: (label: string, shape: Shape, dtype?: DType) => TempTensor;
   readonly dispatch: (spec: DispatchSpec) => void;
 }
@@ -93,6 +96,13 @@ export interface OpDef<A extends object> {
   readonly variants?: readonly string[];
   /** How many more storage buffers the kernel that stores output 0 can bind in its epilogue (8 less its own); absent without an epilogue hook. */
   readonly epilogueBuffers?: number;
+  /**
+   * For ops with a weight that may be packed: which input that is, and whether it is a table of rows, if this application's kernels can read it.
+   * Any other op gets it unpacked into f32 memory first.
+   */
+  weightInput?(inputs: readonly TensorSpec[], attrs: A): { readonly index: number; readonly table?: boolean } | undefined;
+  /** Computes the op over a weight that lies in `parts` (the input at that index is not to be read) from applications of it to each: output channels of a product, rows of a table. */
+  overParts?(inputs: readonly Tensor[], parts: readonly Tensor[], attrs: A): Tensor;
   /** Inputs that are read as integers. */
   readonly integerInputs?: readonly number[];
 }
@@ -121,6 +131,8 @@ export interface OpCase<A extends object = object> {
   readonly skipGrad?: boolean;
   /** Marks the shapes of real layers that `npm run bench` times. */
   readonly bench?: boolean;
+  /** Also run with the weight packed, in every format that its shape allows. */
+  readonly packed?: boolean;
 }
 
 /** Test data: standard normal unless said otherwise; `int` draws from 0..max−1; `positive` is |normal|+0.1. */

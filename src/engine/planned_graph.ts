@@ -1,4 +1,5 @@
 /** From a graph to dispatches and a memory plan: passes, lowering, lifetimes. Needs a device's profile, not the device. */
+import type { BufferView } from './buffer_view';
 import type { AdapterProfile } from './device';
 import type { Graph, Tensor } from './graph';
 import type { Bindable, DispatchSpec, TempTensor } from './op';
@@ -29,14 +30,16 @@ export interface PlannedGraph {
 }
 
 export interface PlanOptions {
+  /** In place of the graph's own. */
+  readonly nodes?: readonly PlannedNode[];
   readonly profile: AdapterProfile;
   /** Kernel variant of a node, if not the op's own choice. */
   readonly variantOf?: (node: PlannedNode) => string | undefined;
-  /** Values whose memory is the caller's. */
-  readonly bound?: ReadonlyMap<Tensor, unknown>;
+  /** Memory of the caller's. */
+  readonly bound?: ReadonlyMap<Tensor, BufferView>;
   readonly fuse?: boolean;
   /** Adds dispatches of its own to those of the nodes. */
-  readonly probe?: Probe;
+  readonly probe?: Probe | undefined;
 }
 
 /** What looks at a program's values as they are computed (nan_probe.ts). */
@@ -45,10 +48,10 @@ export interface Probe {
 }
 
 /** @throws BruitError `shape` where an op refuses its operands. */
-export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile, variantOf, bound, fuse: fusing = true, probe }: PlanOptions): PlannedGraph {
-  let nodes: PlannedNode[] = removeDeadCode(graph.nodes, outputs);
+export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { nodes: given = graph.nodes, profile, variantOf, bound, fuse: fusing = true, probe }: PlanOptions): PlannedGraph {
+  let nodes: PlannedNode[] = removeDeadCode(given, outputs);
   if (fusing) nodes = fuse(nodes, outputs, { maxStorageBuffers: profile.limits.maxStorageBuffersPerShaderStage });
-  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node)));
+  const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node), bound));
   probe?.attach(lowered);
 
   const roots = new Map<Tensor, Tensor>();
@@ -77,7 +80,7 @@ export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { profile,
   };
 }
 
-function lower(node: PlannedNode, profile: AdapterProfile, variant: string | undefined): Lowered {
+function lower(node: PlannedNode, profile: AdapterProfile, variant: string | undefined, bound?: ReadonlyMap<Tensor, BufferView>): Lowered {
   const specs: DispatchSpec[] = [];
   const temps: TempTensor[] = [];
   node.op.lower({
@@ -87,6 +90,7 @@ function lower(node: PlannedNode, profile: AdapterProfile, variant: string | und
     attrs: node.attrs as never,
     profile,
     variant,
+    packed: (t) => bound?.get(t)?.packed?.format,
     temp(label, shape, dtype = 'f32') {
       const t: TempTensor = { temp: true, label, shape, dtype };
       temps.push(t);

@@ -4,6 +4,7 @@
  * `compile` runs the passes, lowers nodes to dispatches, plans memory, and makes every buffer, bind group and pipeline. `run` then only
  * encodes the flat dispatch list: it creates no GPU resource, writes nothing and reads nothing back.
  */
+import type { BufferView } from './buffer_view';
 import type { Engine } from './device';
 import { BruitError } from './errors';
 import type { Graph, HostData, Tensor } from './graph';
@@ -15,13 +16,10 @@ import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph, type Probe
 import { emitEpilogue } from './pointwise_codegen';
 import { highestBinding, packParams, reflect, specialise, type EntryInfo } from './shader';
 import { numel, showShape } from './shape';
+import { readStored } from './stored';
 import { tuningKey } from './tuning_key';
 
-/** A range of a GPU buffer; `offset` is a multiple of the device's storage offset alignment (256 by default). */
-export interface BufferView {
-  readonly buffer: GPUBuffer;
-  readonly offset: number;
-}
+export type { BufferView } from './buffer_view';
 
 export interface CompileOptions {
   /** Values to keep: readable after a run, never overwritten within one. */
@@ -35,7 +33,7 @@ export interface CompileOptions {
   /** Fills activation memory with NaN first, so that a kernel that reads what nobody wrote shows (tests). */
   readonly poison?: boolean;
   /** Looks at all values as they are computed: a `NanProbe`. */
-  readonly probe?: Probe;
+  readonly probe?: Probe | undefined;
   readonly label?: string;
 }
 
@@ -70,11 +68,12 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
   }
   const outputs = new Set<Tensor>([...options.outputs, ...[...bindings.keys()].filter((t) => t.kind === 'value')]);
   const planned = planGraph(graph, outputs, {
+    nodes: readStored(graph, bindings),
     profile: engine.profile,
     variantOf: (node) => options.variants?.[node.op.name] ?? tunedVariant(engine, node),
     bound: bindings,
     ...(options.fuse !== undefined && { fuse: options.fuse }),
-    ...(options.probe && { probe: options.probe }),
+    probe: options.probe,
   });
   const memory = new ProgramMemory(engine, graph, planned, bindings, options.label ?? 'program');
   try {
@@ -111,14 +110,17 @@ class ProgramMemory {
     return this.planned.plan;
   }
 
+  /** What {@link allocate} will take: shared memory of values, and leaves that are not the caller's. */
+  get bytes(): number {
+    return this.planned.leaves.reduce((n, t) => n + (this.bindings.has(t) ? 0 : padded(t.bytes)), this.plan.plannedBytes);
+  }
+
   async allocate(poison: boolean): Promise<void> {
     const { profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
     const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
-    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => bytesOf(t) > limit);
-    if (oversize) {
-      throw new BruitError('limit', `${this.label}: ${'temp' in oversize ? `workspace '${oversize.label}' ${showShape(oversize.shape)}` : `${oversize}${oversize.node ? ` of ${oversize.node.op.name} (${oversize.node.path})` : ''}`} takes ${bytesOf(oversize)} bytes, this device binds at most ${limit}. Use a smaller batch or image.`);
-    }
+    const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => this.bytesOf(t) > limit);
+    if (oversize) throw new BruitError('limit', `${this.label}: ${this.describe(oversize)} takes ${this.bytesOf(oversize)} bytes, this device binds at most ${limit} at once. ${adviceFor(oversize)}`);
     const unbound = this.planned.leaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
     if (unbound) throw new BruitError('checkpoint', `${this.label}: parameter '${unbound.name}' ${showShape(unbound.shape)} has no buffer in \`bindings\``);
     await this.engine.withinMemory(() => this.createBuffers(poison), () => `${this.label}: ${this.plan.plannedBytes} bytes of activations`);
@@ -136,6 +138,16 @@ class ProgramMemory {
       if (!bound && t.data) device.queue.writeBuffer(view.buffer, 0, t.data as Float32Array<ArrayBuffer>);
     }
     for (const [t, view] of this.bindings) this.views.set(t, view);
+  }
+
+  /** Bytes that are bound for a tensor. */
+  bytesOf(t: Bindable): number {
+    return ('temp' in t ? undefined : this.bindings.get(t)?.packed?.bytes) ?? bytesOf(t);
+  }
+
+  private describe(t: Bindable): string {
+    const node = 'temp' in t ? this.planned.lowered.find(({ temps }) => temps.includes(t))?.node : t.node;
+    return `${'temp' in t ? `workspace '${t.label}' ${showShape(t.shape)}` : t}${node ? ` of ${node.op.name} (${node.path || 'top level'})` : ''}`;
   }
 
   private create(label: string, size: number): GPUBuffer {
@@ -166,6 +178,11 @@ class ProgramMemory {
     this.owned.length = 0;
   }
 }
+
+const adviceFor = (t: Bindable): string =>
+  !('temp' in t) && t.kind === 'parameter'
+    ? 'Bind it in parts, or packed in a smaller format (WeightStore does both).'
+    : 'Use a smaller batch or image; decode latents in tiles (decodeTiled); train with gradient checkpointing or a smaller batch.';
 
 async function record(engine: Engine, lowered: readonly Lowered[], memory: ProgramMemory): Promise<Step[]> {
   const { device, profile, pipelines } = engine;
@@ -230,7 +247,7 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       const t = all[name];
       if (!t) throw new BruitError('shader', `shaders/${info.file} (${info.entry}): nothing is bound to '${name}'`);
       const view = memory.view(t);
-      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(bytesOf(t)) } });
+      entries.push({ binding, resource: { buffer: view.buffer, offset: view.offset, size: padded(memory.bytesOf(t)) } });
     }
     for (const name of Object.keys(all)) {
       if (!info.bindings.has(name)) throw new BruitError('shader', `shaders/${info.file} (${info.entry}) does not use a binding '${name}'`);
@@ -244,17 +261,17 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       pipeline: ready[i]!,
       bindGroup: device.createBindGroup({ label, layout: ready[i]!.getBindGroupLayout(0), entries }),
       workgroups: [Math.ceil(spec.workgroups / y), y],
-      cost: spec.cost ?? nodeCost(node),
+      cost: spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t)),
     };
   });
 }
 
 /** Flops of the op (and its epilogue), and the bytes of all operands and results once. */
-export function nodeCost(node: PlannedNode): Cost {
+export function nodeCost(node: PlannedNode, stored: (t: Tensor) => number): Cost {
   const fused = node.epilogue ? numel(node.outputs[0]!.shape) * node.epilogue.program.steps.reduce((n, s) => n + s.row.flops, 0) : 0;
   return {
     flops: node.op.flops(node.inputs, node.outputs, node.attrs as never) + fused,
-    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + t.bytes, 0),
+    bytes: [...readsOf(node), ...node.outputs].reduce((n, t) => n + stored(t), 0),
   };
 }
 
@@ -285,6 +302,11 @@ export class Program {
   /** Planned, naive and unavoidable bytes of activations. */
   get plan(): MemoryPlan {
     return this.memory.plan;
+  }
+
+  /** GPU memory of the program's own, as planned: values, and leaves without `bindings`. Parameters of kernels, a few bytes each, are not in it. */
+  get bytes(): number {
+    return this.memory.bytes;
   }
 
   /** Writes an input or state before the next run. `data` fills the tensor; f16 tensors take f16 bits as Uint16Array. */

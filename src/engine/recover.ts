@@ -27,7 +27,7 @@ export async function withEngine<T>(options: WithEngineOptions, work: (engine: E
     try {
       return await work(engine, attempt);
     } catch (error) {
-      if (!engine.lost || !(error instanceof BruitError) || !recover || attempt + 1 >= attempts) throw error;
+      if (!engine.isLost || !(error instanceof BruitError) || !recover || attempt + 1 >= attempts) throw error;
       onLost?.(error, attempt);
     } finally {
       engine.destroy();

@@ -14,7 +14,7 @@ export type U32x2 = readonly [number, number];
 export type U32x4 = readonly [number, number, number, number];
 
 /** What the numbers are for: the fourth counter word. */
-export const RngStream = { noise: 0, timestep: 1, dropout: 2, condition: 3, init: 4, shuffle: 5, flip: 6, split: 7, latent: 8 } as const;
+export const RngStream = { noise: 0, timestep: 1, dropout: 2, condition: 3, init: 4, shuffle: 5, flip: 6, split: 7, latent: 8, scene: 9 } as const;
 
 const MULTIPLIER_0 = 0xd2511f53;
 const MULTIPLIER_1 = 0xcd9e8d57;

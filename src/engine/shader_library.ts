@@ -6,6 +6,7 @@ import attentionMask from '../../shaders/lib/attention_mask.wgsl';
 import attentionNoMask from '../../shaders/lib/attention_no_mask.wgsl';
 import attentionStore from '../../shaders/lib/attention_store.wgsl';
 import index from '../../shaders/lib/index.wgsl';
+import elements from '../../shaders/lib/elements.wgsl';
 import lanes1 from '../../shaders/lib/lanes_1.wgsl';
 import lanes4 from '../../shaders/lib/lanes_4.wgsl';
 import log from '../../shaders/lib/log.wgsl';
@@ -26,6 +27,14 @@ import storeRow4 from '../../shaders/lib/store_row_4.wgsl';
 import storeBlock1 from '../../shaders/lib/store_block_1.wgsl';
 import storeBlock4 from '../../shaders/lib/store_block_4.wgsl';
 import tile4x4 from '../../shaders/lib/tile_4x4.wgsl';
+import unpackBf16 from '../../shaders/lib/unpack_bf16.wgsl';
+import unpackF16 from '../../shaders/lib/unpack_f16.wgsl';
+import unpackInt4 from '../../shaders/lib/unpack_int4.wgsl';
+import unpackInt8 from '../../shaders/lib/unpack_int8.wgsl';
+import weights from '../../shaders/lib/weights.wgsl';
+import weightsBlocks from '../../shaders/lib/weights_blocks.wgsl';
+import weightsHalf from '../../shaders/lib/weights_half.wgsl';
+import weightsTransposed from '../../shaders/lib/weights_transposed.wgsl';
 import tile8x8 from '../../shaders/lib/tile_8x8.wgsl';
 
 export const shaderLibrary: Readonly<Record<string, string>> = {
@@ -35,6 +44,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/attention_mask.wgsl': attentionMask,
   'lib/attention_no_mask.wgsl': attentionNoMask,
   'lib/attention_store.wgsl': attentionStore,
+  'lib/elements.wgsl': elements,
   'lib/index.wgsl': index,
   'lib/lanes_1.wgsl': lanes1,
   'lib/lanes_4.wgsl': lanes4,
@@ -57,4 +67,12 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/store_block_4.wgsl': storeBlock4,
   'lib/tile_4x4.wgsl': tile4x4,
   'lib/tile_8x8.wgsl': tile8x8,
+  'lib/unpack_bf16.wgsl': unpackBf16,
+  'lib/unpack_f16.wgsl': unpackF16,
+  'lib/unpack_int4.wgsl': unpackInt4,
+  'lib/unpack_int8.wgsl': unpackInt8,
+  'lib/weights.wgsl': weights,
+  'lib/weights_blocks.wgsl': weightsBlocks,
+  'lib/weights_half.wgsl': weightsHalf,
+  'lib/weights_transposed.wgsl': weightsTransposed,
 };

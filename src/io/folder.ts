@@ -52,16 +52,31 @@ export const siblingFolder = (folder: ModelFolder, path: string): ModelFolder =>
   source: (file) => folder.source(`${path}/${file}`),
 });
 
+/** A folder that has `folder` as its sub-folder `name`: a component by itself, where a pipeline's folder is wanted. */
+export function asSubfolder(folder: ModelFolder, name: string): ModelFolder {
+  const inside = (path: string): string | undefined => (path.startsWith(`${name}/`) ? path.slice(name.length + 1) : undefined);
+  const file = (path: string): string => {
+    const own = inside(path);
+    if (own === undefined) throw new BruitError('io', `${folder.name}: ${path} is outside of this ${name}`);
+    return own;
+  };
+  return {
+    name: folder.name,
+    has: async (path) => inside(path) !== undefined && folder.has(file(path)),
+    text: async (path) => folder.text(file(path)),
+    source: async (path) => folder.source(file(path)),
+  };
+}
+
 export async function readJson(folder: ModelFolder, path: string): Promise<Record<string, unknown>> {
   const text = await folder.text(path);
-  let json: unknown;
   try {
-    json = parseJson(text);
+    const json = parseJson(text);
+    if (isJsonObject(json)) return json;
+    throw new Error('it is no object');
   } catch (e) {
     throw new BruitError('config', `${folder.name}: ${path} is not JSON: ${(e as Error).message}`, { cause: e });
   }
-  if (!isJsonObject(json)) throw new BruitError('config', `${folder.name}: ${path} must be a JSON object`);
-  return json;
 }
 
 /** Opens the weights of a component, whole, half-precision (`.fp16.`) or sharded, whichever the folder has. */

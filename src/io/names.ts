@@ -19,4 +19,4 @@ const CONSTANT = /(^|\.)embeddings\.position_ids$/;
 export const currentName = (nameInFile: string): string | null => (CONSTANT.test(nameInFile) ? null : renameDeprecatedAttention(nameInFile));
 
 /** Second names under which a weight may be stored, beside the first or instead of it. */
-export const TIED_NAMES: Readonly<Record<string, string>> = { 'encoder.embed_tokens.weight': 'shared.weight' };
+export const TIED_NAMES: Readonly<Record<string, string>> = { 'encoder.embed_tokens.weight': 'shared.weight', 'time_proj.W': 'time_proj.weight' };

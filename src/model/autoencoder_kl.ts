@@ -7,7 +7,7 @@ import { showShape } from '../engine/shape';
 import { currentName } from '../io/names';
 import { downsampleConv, resnet, selfAttention, upsampleConv, type ResnetOptions } from './blocks';
 import { ConfigReader } from './config';
-import { activationName, conv, groupNorm, module, type ModelContext } from './layers';
+import { activationName, conv, groupNorm, module, recomputable, type ModelContext } from './layers';
 
 const downTypes = ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'] as const;
 const upTypes = ['UpDecoderBlock2D', 'AttnUpDecoderBlock2D'] as const;
@@ -33,9 +33,8 @@ export interface AutoencoderKLConfig {
   readonly mid_block_add_attention: boolean;
 }
 
-/** Reads diffusers' config.json; unknown or contradictory entries are errors that name them. */
-export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): AutoencoderKLConfig {
-  const c: ConfigReader = new ConfigReader(json, file, 'AutoencoderKL');
+/** Entries that all autoencoders with this encoder and decoder have. */
+export function parseAutoencoder(c: ConfigReader, { latentChannels = 4 } = {}): AutoencoderKLConfig {
   const config: AutoencoderKLConfig = {
     in_channels: c.integer('in_channels', 3),
     out_channels: c.integer('out_channels', 3),
@@ -44,7 +43,7 @@ export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): A
     block_out_channels: c.integers('block_out_channels', [64]),
     layers_per_block: c.integer('layers_per_block', 1),
     act_fn: activationName(c.string('act_fn', 'silu')),
-    latent_channels: c.integer('latent_channels', 4),
+    latent_channels: c.integer('latent_channels', latentChannels),
     norm_num_groups: c.integer('norm_num_groups', 32),
     sample_size: c.size('sample_size'),
     scaling_factor: c.number('scaling_factor', 0.18215),
@@ -54,9 +53,16 @@ export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): A
     use_post_quant_conv: c.boolean('use_post_quant_conv', true),
     mid_block_add_attention: c.boolean('mid_block_add_attention', true),
   };
+  c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: config.block_out_channels });
+  return config;
+}
+
+/** Reads diffusers' config.json; unknown or contradictory entries are errors that name them. */
+export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): AutoencoderKLConfig {
+  const c: ConfigReader = new ConfigReader(json, file, 'AutoencoderKL');
+  const config = parseAutoencoder(c);
   c.absent('latents_mean', 'latents_std');
   c.finish();
-  c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: config.block_out_channels });
   return config;
 }
 
@@ -72,12 +78,12 @@ const attentionBlock = (ctx: ModelContext, name: string, x: Tensor, config: Auto
   selfAttention(ctx, name, x, { heads: 1, headDim: x.shape[3]!, groups: config.norm_num_groups, eps: 1e-6 });
 
 const midBlock = (ctx: ModelContext, x: Tensor, config: AutoencoderKLConfig): Tensor =>
-  module(ctx, 'mid_block', () => {
+  module(ctx, 'mid_block', () => recomputable(ctx, () => {
     const out = x.shape[3]!;
     let h = resnet(ctx, 'resnets.0', x, { ...base(config), out });
     if (config.mid_block_add_attention) h = attentionBlock(ctx, 'attentions.0', h, config);
     return resnet(ctx, 'resnets.1', h, { ...base(config), out });
-  });
+  }));
 
 const normOut = (ctx: ModelContext, x: Tensor, config: AutoencoderKLConfig): Tensor => groupNorm(ctx, 'conv_norm_out', x, { groups: config.norm_num_groups, eps: 1e-6, act: 'silu' });
 
@@ -99,14 +105,14 @@ export function encodeImage(ctx: ModelContext, config: AutoencoderKLConfig, imag
     const channels = config.block_out_channels;
     let x = conv(ctx, 'conv_in', cast(transpose(image, [0, 2, 3, 1]), ctx.computeType ?? 'f32'), channels[0]!);
     config.down_block_types.forEach((type, i) => {
-      x = module(ctx, `down_blocks.${i}`, () => {
+      x = module(ctx, `down_blocks.${i}`, () => recomputable(ctx, () => {
         let y = x;
         for (let j = 0; j < config.layers_per_block; j++) {
           y = resnet(ctx, `resnets.${j}`, y, { ...base(config), out: channels[i]! });
           if (type === 'AttnDownEncoderBlock2D') y = attentionBlock(ctx, `attentions.${j}`, y, config);
         }
         return i === channels.length - 1 ? y : downsampleConv(ctx, 'downsamplers.0', y, 0);
-      });
+      }));
     });
     return conv(ctx, 'conv_out', normOut(ctx, midBlock(ctx, x, config), config), 2 * config.latent_channels);
   });
@@ -149,11 +155,11 @@ export const decodeRest = (ctx: ModelContext, config: AutoencoderKLConfig, featu
   });
 
 const upBlock = (ctx: ModelContext, x: Tensor, config: AutoencoderKLConfig, i: number): Tensor =>
-  module(ctx, `up_blocks.${i}`, () => {
+  module(ctx, `up_blocks.${i}`, () => recomputable(ctx, () => {
     const last = config.block_out_channels.length - 1;
     for (let j = 0; j <= config.layers_per_block; j++) {
       x = resnet(ctx, `resnets.${j}`, x, { ...base(config), out: config.block_out_channels[last - i]! });
       if (config.up_block_types[i] === 'AttnUpDecoderBlock2D') x = attentionBlock(ctx, `attentions.${j}`, x, config);
     }
     return i === last ? x : upsampleConv(ctx, 'upsamplers.0', x, [x.shape[1]! * 2, x.shape[2]! * 2]);
-  });
+  }));

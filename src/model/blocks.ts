@@ -4,6 +4,7 @@ import type { Tensor } from '../engine/graph';
 import { attention } from '../engine/ops/attention';
 import { avgPool2d } from '../engine/ops/avg_pool2d';
 import { concat, split, transpose } from '../engine/ops/copy';
+import { groupNorm as groupNormOp } from '../engine/ops/group_norm';
 import { matmul } from '../engine/ops/matmul';
 import { add, mul, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
@@ -22,7 +23,7 @@ export const firDownsample = (x: Tensor): Tensor => upfirdn2d(x, firTaps(1), { u
 export const firUpsample = (x: Tensor): Tensor => upfirdn2d(x, firTaps(4), { up: 2, down: 1, padding: [2, 1] });
 
 /** The 4x4 outer product of the filter, summing to `gain`. */
-function firTaps(gain: number): number[][] {
+export function firTaps(gain: number): number[][] {
   const sum = firKernel.reduce((a, b) => a + b, 0);
   return firKernel.map((a) => firKernel.map((b) => (a * b * gain) / (sum * sum)));
 }
@@ -33,7 +34,8 @@ export interface ResnetOptions {
   readonly out: number;
   /** Time embedding [N, D], after its activation where the block has one. `undefined` where the block takes none (autoencoders). */
   readonly temb: Tensor | undefined;
-  readonly timeScaleShift: 'default' | 'scale_shift';
+  /** "ada_group": both norms are {@link adaGroupNorm}, and take the embedding before its activation. */
+  readonly timeScaleShift: 'default' | 'scale_shift' | 'ada_group';
   readonly groups: number;
   readonly groupsOut?: number;
   readonly eps: number;
@@ -44,34 +46,54 @@ export interface ResnetOptions {
   readonly resample?: (x: Tensor) => Tensor;
   /** A 1x1 convolution on the shortcut even where the channels agree. */
   readonly forceShortcut?: boolean;
+  /** Channels of the second convolution's result and of the block's, where they are not `out`. */
+  readonly convOut?: number;
+  /** False: the shortcut's convolution has no bias. */
+  readonly shortcutBias?: boolean;
+}
+
+/** diffusers' AdaGroupNorm: x̂·(1 + scale) + shift, both from the time embedding [N, D]; x̂ by a group norm without weights. x [N,H,W,C]. */
+export function adaGroupNorm(ctx: ModelContext, name: string, x: Tensor, temb: Tensor, o: { readonly groups: number; readonly eps: number }): Tensor {
+  return module(ctx, name, () => {
+    const channels = x.shape[3]!;
+    if (!(o.groups > 0 && channels % o.groups === 0)) throw new BruitError('config', `group norm ${ctx.graph.path}: ${channels} channels do not divide into ${o.groups} groups`);
+    const time = hoistable(ctx, 'linear', 'time', () => linear(ctx, 'linear', temb, 2 * channels));
+    const [factor, offset] = split(reshape(time, [time.shape[0]!, 1, 1, 2 * channels]), 3, [channels, channels]) as [Tensor, Tensor];
+    const unit = (value: number): Tensor => ctx.graph.constant(value ? 'ones' : 'zeros', [channels], new Float32Array(channels).fill(value));
+    return add(mul(groupNormOp(x, unit(1), unit(0), { ...o, silu: false }), shift(factor, 1)), offset);
+  });
 }
 
 /** ResnetBlock2D: norm, act, conv, time embedding, norm, act, dropout, conv, plus the shortcut. x [N,H,W,C] → [N,H',W',out]. */
 export function resnet(ctx: ModelContext, name: string, x: Tensor, o: ResnetOptions): Tensor {
   return module(ctx, name, () => {
-    const [n] = x.shape;
-    let h = groupNorm(ctx, 'norm1', x, { groups: o.groups, eps: o.eps, act: o.act });
+    const { temb, convOut = o.out } = o;
+    const ada = o.timeScaleShift === 'ada_group';
+    const norm = (part: string, input: Tensor, groups: number): Tensor =>
+      ada ? activation(adaGroupNorm(ctx, part, input, temb!, { groups, eps: o.eps }), o.act) : groupNorm(ctx, part, input, { groups, eps: o.eps, act: o.act });
+    let h = norm('norm1', x, o.groups);
     let shortcut = x;
     if (o.resample) {
       h = o.resample(h);
       shortcut = o.resample(shortcut);
     }
     h = conv(ctx, 'conv1', h, o.out);
-    const { temb } = o;
-    const norm2 = { groups: o.groupsOut ?? o.groups, eps: o.eps };
+    const groups = o.groupsOut ?? o.groups;
     const scaleShift = o.timeScaleShift === 'scale_shift';
-    const time = temb && reshape(hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out)), [n!, 1, 1, -1]);
+    const projected = temb && !ada && hoistable(ctx, 'time_emb_proj', 'time', () => linear(ctx, 'time_emb_proj', temb, scaleShift ? 2 * o.out : o.out));
+    // Of each image, or one for all.
+    const time = projected && reshape(projected, [projected.shape[0]!, 1, 1, -1]);
     if (time && scaleShift) {
       const [factor, offset] = split(time, 3, [o.out, o.out]) as [Tensor, Tensor];
-      h = groupNorm(ctx, 'norm2', h, norm2);
+      h = groupNorm(ctx, 'norm2', h, { groups, eps: o.eps });
       h = activation(add(mul(h, shift(factor, 1)), offset), o.act);
     } else {
-      h = groupNorm(ctx, 'norm2', time ? add(h, time) : h, { ...norm2, act: o.act });
+      h = norm('norm2', time ? add(h, time) : h, groups);
     }
     if (o.dropout > 0 && ctx.dropout) h = ctx.dropout(h, o.dropout);
     // Before conv2, whose store then adds it.
-    if (o.forceShortcut || x.shape[3] !== o.out) shortcut = conv(ctx, 'conv_shortcut', shortcut, o.out, { kernel: 1 });
-    const y = add(conv(ctx, 'conv2', h, o.out), shortcut);
+    if (o.forceShortcut || x.shape[3] !== convOut) shortcut = conv(ctx, 'conv_shortcut', shortcut, convOut, { kernel: 1, bias: o.shortcutBias ?? true });
+    const y = add(conv(ctx, 'conv2', h, convOut), shortcut);
     return o.outputScale === undefined || o.outputScale === 1 ? y : scale(y, 1 / o.outputScale);
   });
 }

@@ -12,7 +12,7 @@ import { reshape } from '../engine/ops/reshape';
 import { sum } from '../engine/ops/sum';
 import { showShape } from '../engine/shape';
 import { ConfigReader } from './config';
-import { activation, activationName, attentionBias, conv, embed, layerNorm, linear, module, ownWeight, type ModelContext } from './layers';
+import { activation, activationName, attentionBias, conv, embed, layerNorm, linear, module, ownWeight, recomputable, type ModelContext } from './layers';
 
 interface CLIPLayersConfig {
   readonly hidden_size: number;
@@ -80,7 +80,7 @@ function encoder(ctx: ModelContext, config: CLIPLayersConfig, x: Tensor, { causa
   const { hidden_size: width, layer_norm_eps: eps } = config;
   const hiddenStates = [x];
   for (let i = 0; i < config.num_hidden_layers; i++) {
-    x = module(ctx, `encoder.layers.${i}`, () => {
+    x = module(ctx, `encoder.layers.${i}`, () => recomputable(ctx, () => {
       const h = layerNorm(ctx, 'layer_norm1', x, { eps });
       const attended = module(ctx, 'self_attn', () => {
         const [q, k, v] = ['q_proj', 'k_proj', 'v_proj'].map((name) => linear(ctx, name, h, width)) as [Tensor, Tensor, Tensor];
@@ -89,7 +89,7 @@ function encoder(ctx: ModelContext, config: CLIPLayersConfig, x: Tensor, { causa
       const y = add(x, attended);
       const normed = layerNorm(ctx, 'layer_norm2', y, { eps });
       return add(y, module(ctx, 'mlp', () => linear(ctx, 'fc2', activation(linear(ctx, 'fc1', normed, config.intermediate_size), config.hidden_act), width)));
-    });
+    }));
     hiddenStates.push(x);
   }
   return hiddenStates;
@@ -100,6 +100,8 @@ export interface CLIPTextInputs {
   readonly inputIds: Tensor;
   /** [N,T], 1 for tokens that may be attended to and 0 for padding; all of them by default, as Stable Diffusion has it. */
   readonly attentionMask?: Tensor | undefined;
+  /** Makes the embeddings of the tokens [N,T,hidden_size] from the model's table [V,hidden_size]; a look-up by default. */
+  readonly embedTokens?: ((table: Tensor) => Tensor) | undefined;
 }
 
 export interface CLIPTextOutputs {
@@ -116,7 +118,7 @@ export interface CLIPTextOutputs {
 }
 
 /** Adds CLIPTextModel, or with `projection` CLIPTextModelWithProjection, to the graph. Results that nothing reads cost nothing. */
-export function clipText(ctx: ModelContext, config: CLIPTextConfig, { inputIds, attentionMask }: CLIPTextInputs, { projection = false }: { projection?: boolean } = {}): CLIPTextOutputs {
+export function clipText(ctx: ModelContext, config: CLIPTextConfig, { inputIds, attentionMask, embedTokens }: CLIPTextInputs, { projection = false }: { projection?: boolean } = {}): CLIPTextOutputs {
   const { graph } = ctx;
   const { hidden_size: width, layer_norm_eps: eps } = config;
   const [batch, tokens] = inputIds.shape as [number, number];
@@ -126,7 +128,7 @@ export function clipText(ctx: ModelContext, config: CLIPTextConfig, { inputIds, 
   const finalNorm = (x: Tensor): Tensor => graph.scope('text_model', () => layerNorm(ctx, 'final_layer_norm', x, { eps }));
   const hiddenStates = graph.scope('text_model', () => {
     const x = module(ctx, 'embeddings', () => {
-      const token = embed(ctx, 'token_embedding', inputIds, config.vocab_size, width, { std: 0.02 });
+      const token = embed(ctx, 'token_embedding', inputIds, config.vocab_size, width, { std: 0.02, ...(embedTokens && { lookUp: embedTokens }) });
       const position = ownWeight(ctx, 'position_embedding.weight', [config.max_position_embeddings, width], { kind: 'normal', std: 0.02 });
       return cast(add(token, tokens === config.max_position_embeddings ? position : slice(position, 0, 0, tokens)), ctx.computeType ?? 'f32');
     });

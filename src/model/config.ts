@@ -43,7 +43,7 @@ export class ConfigReader {
 
   integer(key: string, fallback: number, least = 1): number {
     const v = this.take(key) ?? fallback;
-    if (!Number.isInteger(v) || (v as number) < least || !within(v, key)) this.wrong(key, v, `an integer of at least ${least}${key.includes('layers') ? ` and at most ${mostLayers}` : ''}`);
+    if (!Number.isInteger(v) || (v as number) < least || !within(v, key)) this.wrong(key, v, `an integer of at least ${least} (layers: at most ${mostLayers})`);
     return v as number;
   }
 

@@ -97,7 +97,7 @@ export function controlNet(ctx: ModelContext, config: ControlNetConfig, { contro
     y = typeof conditioningScale === 'number' ? scale(y, conditioningScale) : mul(y, conditioningScale);
     return config.global_pool_conditions ? mean(y, [1, 2]) : y;
   };
-  return { down: residuals.map((r, i) => finish(`controlnet_down_blocks.${i}`, r, i)), mid: finish('controlnet_mid_block', middle, count) };
+  return { down: residuals.map((r, i) => finish(`controlnet_down_blocks.${i}`, r!, i)), mid: finish('controlnet_mid_block', middle, count) };
 }
 
 /** Several ControlNets on one U-Net: the sum of their residuals. */

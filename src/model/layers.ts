@@ -72,6 +72,17 @@ export function hoistable(ctx: ModelContext, name: string, of: Hoistable['of'], 
   return ctx.hoist ? ctx.hoist({ path: weight(ctx, name), of }, build) : build();
 }
 
+/** Adds a model by `build`, which takes `hoist` into its context; returns those of its {@link hoistable} values by path. */
+export function hoistables(of: Hoistable['of'], build: (hoist: NonNullable<ModelContext['hoist']>) => unknown): Map<string, Tensor> {
+  const values = new Map<string, Tensor>();
+  build((hoistable, compute) => {
+    const value = compute();
+    if (hoistable.of === of) values.set(hoistable.path, value);
+    return value;
+  });
+  return values;
+}
+
 /** A block whose inner values may be recomputed in the backward pass. */
 export const recomputable = <T>(ctx: ModelContext, build: () => T): T => (ctx.gradientCheckpointing ? ctx.graph.checkpoint(build) : build());
 
@@ -116,9 +127,9 @@ export function linear(ctx: ModelContext, name: string, x: Tensor, out: number, 
   });
 }
 
-/** torch.nn.Embedding. `ids` i32 […] → […, width]. */
-export function embed(ctx: ModelContext, name: string, ids: Tensor, rows: number, width: number, { std = 1 }: { std?: number } = {}): Tensor {
-  return module(ctx, name, () => embedding(ctx.parameters.get(weight(ctx, 'weight'), [rows, width], 'plain', { kind: 'normal', std }), ids));
+/** torch.nn.Embedding. `ids` i32 […] → […, width]. `lookUp` takes the place of the op that picks rows. */
+export function embed(ctx: ModelContext, name: string, ids: Tensor, rows: number, width: number, { std = 1, lookUp = (table) => embedding(table, ids) }: { std?: number; lookUp?: (table: Tensor) => Tensor } = {}): Tensor {
+  return module(ctx, name, () => lookUp(ctx.parameters.get(weight(ctx, 'weight'), [rows, width], 'table', { kind: 'normal', std })));
 }
 
 /** torch.nn.GroupNorm, with the activation after it where there is one. The reported output is before the activation, as in PyTorch. */

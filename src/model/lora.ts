@@ -6,11 +6,12 @@ import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import { Graph, type Tensor } from '../engine/graph';
 import { matmul } from '../engine/ops/matmul';
-import { add, cast, mul, scale as scaleBy } from '../engine/ops/pointwise';
+import { packInto } from '../engine/ops/packed';
+import { add, mul, scale as scaleBy } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
 import { copyInto } from '../engine/ops/state';
 import { compile, tensorUsage, type BufferView } from '../engine/program';
-import { dtypeBytes, numel, showShape, type Shape } from '../engine/shape';
+import { numel, showShape, type Shape } from '../engine/shape';
 import { loraNameParser, type LoraFactor } from '../io/lora_names';
 import type { TensorStore } from '../io/safetensors';
 import { Parameters, storedShape, WeightStore, type ParameterSpec, type WeightLayout } from './parameters';
@@ -54,7 +55,7 @@ const factors: readonly LoraFactor[] = ['down', 'up'];
  */
 export async function readLora(store: TensorStore, component: string, specs: Iterable<ParameterSpec>, options: { layersPerBlock?: number; allowNone?: boolean } = {}): Promise<Lora> {
   const { layersPerBlock = 2, allowNone = false } = options;
-  const weights = new Map([...specs].filter((s) => s.layout !== 'plain' && s.name.endsWith('.weight')).map((s) => [s.name.slice(0, -'.weight'.length), s]));
+  const weights = new Map([...specs].filter((s) => (s.layout === 'linear' || s.layout === 'conv') && s.name.endsWith('.weight')).map((s) => [s.name.slice(0, -'.weight'.length), s]));
   const found = new Map<string, { down?: string; up?: string; alpha?: string }>();
   const wrong: string[] = [];
   const parse = loraNameParser(component, weights.keys(), layersPerBlock);
@@ -151,7 +152,7 @@ async function writeFactors(weights: WeightStore, { name, modules, store }: Lora
 
 /**
  * Adapters merged into a model's weights. The weights without them stay in GPU memory, so that taking an adapter out restores every bit, and
- * changing one never adds rounding to rounding.
+ * changing one never adds rounding to rounding. Packed weights are unpacked for the sum and packed again, which rounds them as loading the sum would.
  */
 export class MergedLoras {
   private readonly base = new Map<string, { readonly buffer: GPUBuffer; readonly bytes: number }>();
@@ -175,11 +176,12 @@ export class MergedLoras {
       if (!spec) throw new BruitError('checkpoint', `${loras.find(({ lora }) => lora.modules.has(path))!.lora.name}: the model has no layer ${path}`);
       this.keep(spec);
       const stored = storedShape(spec.shape, spec.layout);
-      const base = graph.parameter(`${path} without adapters`, stored, this.weights.dtype);
-      bindings.set(base, { buffer: this.base.get(spec.name)!.buffer, offset: 0 });
-      const merged = graph.parameter(spec.name, stored, this.weights.dtype);
-      bindings.set(merged, this.weights.view(spec.name));
-      let sum = cast(base, 'f32');
+      const base = graph.parameter(`${path} without adapters`, stored);
+      const view = this.weights.view(spec.name);
+      bindings.set(base, { ...view, buffer: this.base.get(spec.name)!.buffer, offset: 0 });
+      const merged = graph.parameter(spec.name, stored);
+      bindings.set(merged, view);
+      let sum: Tensor = base;
       loras.forEach(({ lora, scale }, i) => {
         const module = lora.modules.get(path);
         if (!module) return;
@@ -187,7 +189,7 @@ export class MergedLoras {
         const product = matmul(reshape(down, [-1, module.rank]), reshape(up, [module.rank, -1]));
         sum = add(sum, scaleBy(reshape(product, stored), (scale * module.alpha) / module.rank));
       });
-      copyInto(merged, cast(sum, this.weights.dtype));
+      (view.packed ? packInto : copyInto)(merged, sum);
     }
     const stores = parameters.map((p, i) => new WeightStore(this.engine, p.specs.values(), `lora ${loras[i]!.lora.name}`));
     try {
@@ -207,7 +209,9 @@ export class MergedLoras {
   /** Copies a weight aside before it is changed for the first time. */
   private keep({ name, shape }: ParameterSpec): void {
     if (this.base.has(name)) return;
-    const bytes = Math.ceil((numel(shape) * dtypeBytes[this.weights.dtype]) / 16) * 16;
+    const { packed, parts } = this.weights.view(name);
+    if (parts) throw new BruitError('limit', `${this.weights.label}: ${name} lies in ${parts.length} parts, as it is longer than this device binds at once, and adapters cannot be merged into it: load the weights in a smaller format`);
+    const bytes = Math.ceil((packed?.bytes ?? numel(shape) * 4) / 16) * 16;
     const buffer = this.engine.createBuffer(`${name} without adapters`, bytes, tensorUsage);
     this.base.set(name, { buffer, bytes });
     this.copy([{ from: this.weights.view(name), to: { buffer, offset: 0 }, bytes }]);

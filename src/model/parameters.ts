@@ -2,20 +2,25 @@
  * Weights: declared by the model code under their checkpoint names, stored in a few large GPU buffers, loaded and saved in diffusers' layout.
  *
  * Kernels want convolution weights as [R,S,C,K] and linear weights as [in,out]; checkpoints hold [K,C,R,S] and [out,in]. The conversion
- * happens once, on the host, at load and save.
+ * happens once, on the host, at load and save. The weights of products and tables of embeddings may be packed (src/io/packed.ts); norms, biases and
+ * whatever else is small are f32.
  */
+import type { Packed } from '../engine/buffer_view';
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import type { Graph, Tensor } from '../engine/graph';
 import { tensorUsage, type BufferView } from '../engine/program';
 import { normals, RngStream, uniforms } from '../engine/rng';
-import { dtypeBytes, numel, type Shape } from '../engine/shape';
+import { numel, type Shape } from '../engine/shape';
 import { matchCheckpoint, type MatchOptions } from '../io/checkpoint';
-import { f32ToF16, f16ToF32 } from '../io/half';
+import { pack, packedBytes, unpack } from '../io/packed';
 import type { TensorStore } from '../io/safetensors';
+import { storageReport, weightError, type StorageReport, type WeightError } from './weight_error';
+import { weightFormat, type WeightFormat, type WeightStorage } from './weight_format';
+import { joinParts, partOf, partShapes } from './weight_parts';
 
-/** `conv` [K,C,R,S] is stored as [R,S,C,K], `linear` [out,in] as [in,out], `plain` as it is. */
-export type WeightLayout = 'conv' | 'linear' | 'plain';
+/** `conv` [K,C,R,S] is stored as [R,S,C,K], `linear` [out,in] as [in,out], `table` [rows,width] (embeddings, looked up by row) and `plain` as they are. */
+export type WeightLayout = 'conv' | 'linear' | 'table' | 'plain';
 
 /** PyTorch's default initialisation: `fan_in` is U(±1/√fanIn). */
 export type Init = { readonly kind: 'fan_in'; readonly fanIn: number } | { readonly kind: 'constant'; readonly value: number } | { readonly kind: 'normal'; readonly std: number };
@@ -58,7 +63,7 @@ export function storedShape(shape: Shape, layout: WeightLayout): Shape {
 
 /** Checkpoint order to GPU order. */
 export function toStored(data: Float32Array, shape: Shape, layout: WeightLayout): Float32Array {
-  if (layout === 'plain') return data;
+  if (layout === 'plain' || layout === 'table') return data;
   const [k, c] = [shape[0]!, shape[1]!];
   const taps = numel(shape.slice(2));
   const out = new Float32Array(data.length);
@@ -68,7 +73,7 @@ export function toStored(data: Float32Array, shape: Shape, layout: WeightLayout)
 
 /** GPU order to checkpoint order. */
 export function fromStored(data: Float32Array, shape: Shape, layout: WeightLayout): Float32Array {
-  if (layout === 'plain') return data;
+  if (layout === 'plain' || layout === 'table') return data;
   const [k, c] = [shape[0]!, shape[1]!];
   const taps = numel(shape.slice(2));
   const out = new Float32Array(data.length);
@@ -83,35 +88,87 @@ export interface NamedTensor {
   readonly data: Float32Array;
 }
 
-const match = (store: TensorStore, specs: readonly ParameterSpec[], options?: MatchOptions): Map<string, string> => matchCheckpoint(store, new Map(specs.map((s) => [s.name, s.shape])), options);
+/** A weight's memory, or that of one part of it. */
+interface Piece {
+  /** As stored. */
+  readonly shape: Shape;
+  readonly bytes: number;
+  readonly slab: number;
+  readonly offset: number;
+}
+
+interface Place {
+  readonly spec: ParameterSpec;
+  readonly format: WeightFormat;
+  /** One, or the parts of a weight that no binding holds whole: ranges of output channels, of a table's rows. */
+  readonly pieces: readonly Piece[];
+  /** Of its pieces, where they were rounded. */
+  errors: WeightError[];
+}
+
+export interface LoadOptions extends MatchOptions {
+  /** For messages. */
+  readonly label?: string;
+  /** `auto` by default. */
+  readonly storage?: WeightStorage;
+  readonly onProgress?: ((done: number, total: number) => void) | undefined;
+}
 
 /**
  * GPU memory for a set of parameters, or for anything that has one value per weight (gradients, moments, EMA).
- * Stores made from the same specs have equal layouts, so optimizers walk them slab by slab.
+ * f32 stores made from the same specs have equal layouts, so optimizers walk them slab by slab.
  */
 export class WeightStore {
-  /** Slabs of at most the device's binding limit; each tensor lies in one, at a multiple of 256 bytes. */
+  /** Slabs of at most the device's binding limit; each tensor, or part of one, lies in one, at a multiple of 256 bytes. */
   readonly slabs: readonly { readonly buffer: GPUBuffer; readonly bytes: number }[];
-  private readonly places = new Map<string, { spec: ParameterSpec; slab: number; offset: number }>();
+  private readonly places = new Map<string, Place>();
 
+  /**
+   * @param format Of the weights that may be packed: see {@link weightFormat}. Weights that are trained must be f32.
+   * @throws BruitError `limit` for a weight that exceeds the device's binding limit and cannot be split.
+   */
   constructor(
     readonly engine: Engine,
     specs: Iterable<ParameterSpec>,
     readonly label = 'weights',
-    readonly dtype: 'f32' | 'f16' = 'f32',
+    format: (spec: ParameterSpec) => WeightFormat = () => 'f32',
   ) {
     const { maxStorageBufferBindingSize, maxBufferSize, minStorageBufferOffsetAlignment } = engine.profile.limits;
-    const limit = Math.min(maxStorageBufferBindingSize, maxBufferSize);
+    const limit = Math.floor(Math.min(maxStorageBufferBindingSize, maxBufferSize) / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
     const sizes: number[] = [];
-    for (const spec of specs) {
-      const bytes = Math.ceil((numel(spec.shape) * dtypeBytes[dtype]) / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
-      if (bytes > limit) throw new BruitError('limit', `${label}: '${spec.name}' takes ${bytes} bytes; this device binds at most ${limit}. ${dtype === 'f32' ? 'Store the weights as f16.' : ''}`);
-      if (sizes.length === 0 || sizes[sizes.length - 1]! + bytes > limit) sizes.push(0);
+    const place = (shape: Shape, bytes: number): Piece => {
+      const taken = Math.ceil(bytes / minStorageBufferOffsetAlignment) * minStorageBufferOffsetAlignment;
+      if (sizes.length === 0 || sizes[sizes.length - 1]! + taken > limit) sizes.push(0);
       const slab = sizes.length - 1;
-      this.places.set(spec.name, { spec, slab, offset: sizes[slab]! });
-      sizes[slab]! += bytes;
+      const offset = sizes[slab]!;
+      sizes[slab]! += taken;
+      return { shape, bytes, slab, offset };
+    };
+    for (const spec of specs) {
+      const own = format(spec);
+      const table = spec.layout === 'table';
+      const whole = storedShape(spec.shape, spec.layout);
+      const bytesOf = (shape: Shape) => (own === 'f32' ? 4 * numel(shape) : packedBytes(own, numel(shape), columnsOf(table, shape)));
+      const shapes = bytesOf(whole) <= limit ? [whole] : spec.layout === 'plain' ? [] : partShapes(whole, table, bytesOf, limit);
+      if (shapes.length === 0) throw new BruitError('limit', `${label}: '${spec.name}' takes ${bytesOf(whole)} bytes as ${own}; this device binds at most ${limit} at once, and it cannot be split so finely`);
+      this.places.set(spec.name, { spec, format: own, errors: [], pieces: shapes.map((shape) => place(shape, bytesOf(shape))) });
     }
     this.slabs = sizes.map((bytes, i) => ({ buffer: engine.createBuffer(`${label}.${i}`, bytes, tensorUsage), bytes }));
+  }
+
+  /** A store with the weights of a checkpoint, stored as `storage` says. The names are compared before GPU memory is taken. */
+  static async fromCheckpoint(engine: Engine, specs: Iterable<ParameterSpec>, store: TensorStore, { label, storage = 'auto', onProgress, ...match }: LoadOptions = {}): Promise<WeightStore> {
+    const all = [...specs];
+    const names = matchCheckpoint(store, shapesOf(all), match);
+    let weights: WeightStore | undefined;
+    try {
+      await engine.withinMemory(() => (weights = new WeightStore(engine, all, label, (spec) => weightFormat(spec, storage, store.tensors.get(names.get(spec.name)!)!.dtype))), () => `${label ?? 'weights'}: ${weights!.bytes} bytes of weights`);
+      await weights!.fill(store, names, onProgress);
+      return weights!;
+    } catch (e) {
+      weights?.destroy();
+      throw e;
+    }
   }
 
   get bytes(): number {
@@ -128,9 +185,18 @@ export class WeightStore {
   }
 
   view(name: string): BufferView {
+    const { spec, format, pieces } = this.place(name);
+    const parts = pieces.map(({ shape, bytes, slab, offset }) => {
+      const packed: Packed | undefined = format === 'f32' ? undefined : { format, bytes, table: spec.layout === 'table' };
+      return { shape, view: { buffer: this.slabs[slab]!.buffer, offset, ...(packed && { packed }) } };
+    });
+    return parts.length === 1 ? parts[0]!.view : { ...parts[0]!.view, parts };
+  }
+
+  private place(name: string): Place {
     const place = this.places.get(name);
     if (!place) throw new BruitError('checkpoint', `${this.label}: no weight is called '${name}'`);
-    return { buffer: this.slabs[place.slab]!.buffer, offset: place.offset };
+    return place;
   }
 
   /** Bindings of a graph's parameters to this store, for `compile`. */
@@ -140,61 +206,60 @@ export class WeightStore {
 
   /** Uploads one tensor given in checkpoint layout. */
   write(name: string, data: Float32Array): void {
-    const { spec } = this.places.get(name) ?? {};
-    if (!spec || data.length !== numel(spec.shape)) throw new BruitError('checkpoint', `${this.label}: '${name}' takes ${spec ? numel(spec.shape) : 'no'} numbers, got ${data.length}`);
-    const stored = toStored(data, spec.shape, spec.layout);
-    const view = this.view(name);
-    let bytes: Float32Array | Uint16Array = this.dtype === 'f32' ? stored : f32ToF16(stored);
-    if (bytes.byteLength % 4) {
-      const even = new Uint16Array(bytes.length + 1);
-      even.set(bytes as Uint16Array);
-      bytes = even;
-    }
-    this.engine.device.queue.writeBuffer(view.buffer, view.offset, bytes as Float32Array<ArrayBuffer>);
+    this.upload(name, data, false);
   }
 
-  /** One tensor, in checkpoint layout. */
+  private upload(name: string, data: Float32Array, measured: boolean): void {
+    const place = this.places.get(name);
+    if (!place || data.length !== numel(place.spec.shape)) throw new BruitError('checkpoint', `${this.label}: '${name}' takes ${place ? numel(place.spec.shape) : 'no'} numbers, got ${data.length}`);
+    const { spec, format, pieces } = place;
+    if (format === 'f16') {
+      const beyond = data.find((x) => Math.abs(x) >= 65520);
+      if (beyond !== undefined) throw new BruitError('checkpoint', `${this.label}: '${name}' holds ${beyond}, and f16 ends at 65504: store the weights as bf16 or f32`);
+    }
+    const stored = toStored(data, spec.shape, spec.layout);
+    const table = spec.layout === 'table';
+    let first = 0;
+    place.errors = pieces.flatMap(({ shape, slab, offset }) => {
+      const part = pieces.length === 1 ? stored : partOf(stored, table, first, shape);
+      first += table ? shape[0]! : shape.at(-1)!;
+      const columns = columnsOf(table, shape);
+      const words = format === 'f32' ? part : pack(format, part, columns);
+      this.engine.device.queue.writeBuffer(this.slabs[slab]!.buffer, offset, words as Float32Array<ArrayBuffer>);
+      return measured && format !== 'f32' ? [weightError(part, unpack(format, words as Uint32Array, part.length, columns))] : [];
+    });
+  }
+
+  /** One tensor, in checkpoint layout: the numbers that kernels compute with. */
   async read(name: string): Promise<Float32Array> {
-    const { spec } = this.places.get(name)!;
-    const raw = await this.engine.readBuffer(this.view(name), numel(spec.shape) * dtypeBytes[this.dtype]);
-    return fromStored(this.dtype === 'f32' ? new Float32Array(raw) : f16ToF32(new Uint16Array(raw)), spec.shape, spec.layout);
+    const place = this.place(name);
+    const raw = await Promise.all(place.pieces.map(({ slab, offset, bytes }) => this.engine.readBuffer({ buffer: this.slabs[slab]!.buffer, offset }, bytes)));
+    return decode(place, raw.map((buffer) => ({ buffer, offset: 0 })));
   }
 
   /** All tensors in checkpoint layout; one read-back per slab. */
   async readAll(): Promise<NamedTensor[]> {
     const slabs = await Promise.all(this.slabs.map((s) => this.engine.readBuffer({ buffer: s.buffer, offset: 0 }, s.bytes)));
-    return [...this.places].map(([name, { spec, slab, offset }]) => {
-      const n = numel(spec.shape);
-      const data = this.dtype === 'f32' ? new Float32Array(slabs[slab]!, offset, n) : f16ToF32(new Uint16Array(slabs[slab]!, offset, n));
-      return { name, shape: spec.shape, data: fromStored(data, spec.shape, spec.layout) };
-    });
+    return [...this.places].map(([name, place]) => ({ name, shape: place.spec.shape, data: decode(place, place.pieces.map(({ slab, offset }) => ({ buffer: slabs[slab]!, offset }))) }));
   }
 
   /** Loads every tensor from a checkpoint; missing, unexpected and mis-shaped ones are listed together in one error. */
   async load(store: TensorStore, onProgress?: (done: number, total: number) => void, options?: MatchOptions): Promise<void> {
-    const names = match(store, this.specs, options);
+    await this.fill(store, matchCheckpoint(store, shapesOf(this.specs), options), onProgress);
+  }
+
+  private async fill(store: TensorStore, names: ReadonlyMap<string, string>, onProgress?: (done: number, total: number) => void): Promise<void> {
     let done = 0;
     for (const [name, fileName] of names) {
-      this.write(name, await store.readF32(fileName));
+      const exact = store.tensors.get(fileName)!.dtype === this.places.get(name)!.format.toUpperCase();
+      this.upload(name, await store.readF32(fileName), !exact);
       onProgress?.(++done, names.size);
     }
   }
 
-  /**
-   * A store filled from a checkpoint, which is compared with the specs before any memory is taken.
-   * @throws BruitError `checkpoint` as {@link load}; `limit` if the GPU's memory does not hold the weights.
-   */
-  static async fromCheckpoint(engine: Engine, specs: readonly ParameterSpec[], label: string, store: TensorStore, onProgress?: (done: number, total: number) => void, options?: MatchOptions): Promise<WeightStore> {
-    match(store, specs, options);
-    let weights: WeightStore | undefined;
-    try {
-      await engine.withinMemory(() => (weights = new WeightStore(engine, specs, label)), () => `${label}: ${weights!.bytes} bytes of weights`);
-      await weights!.load(store, onProgress, options);
-      return weights!;
-    } catch (e) {
-      weights?.destroy();
-      throw e;
-    }
+  /** Memory by kind of weight and format, with the error of those that {@link fromCheckpoint} or {@link load} rounded. */
+  storageReport(): StorageReport[] {
+    return storageReport([...this.places.values()].map(({ spec, format, pieces, errors }) => ({ layout: spec.layout, format, weights: numel(spec.shape), bytes: pieces.reduce((n, { bytes }) => n + bytes, 0), errors })));
   }
 
   /** PyTorch's default initialisation, from Philox keyed by (seed, index of the tensor). */
@@ -220,4 +285,20 @@ export class WeightStore {
   destroy(): void {
     for (const s of this.slabs) this.engine.destroyBuffer(s.buffer);
   }
+}
+
+const shapesOf = (specs: readonly ParameterSpec[]): Map<string, number[]> => new Map(specs.map((s) => [s.name, [...s.shape]]));
+
+/** Columns of the matrix that a weight of this stored shape is packed as. */
+const columnsOf = (table: boolean, shape: Shape): number => (table ? 1 : (shape.at(-1) ?? 1));
+
+/** A weight in checkpoint layout from the memory of its pieces. */
+function decode({ spec, format, pieces }: Place, raw: readonly { readonly buffer: ArrayBuffer; readonly offset: number }[]): Float32Array {
+  const table = spec.layout === 'table';
+  const parts = pieces.map(({ shape, bytes }, i) => {
+    const { buffer, offset } = raw[i]!;
+    return format === 'f32' ? new Float32Array(buffer, offset, bytes / 4) : unpack(format, new Uint32Array(buffer, offset, bytes / 4), numel(shape), columnsOf(table, shape));
+  });
+  const stored = parts.length === 1 ? parts[0]! : joinParts(parts, table, pieces.map(({ shape }) => shape), storedShape(spec.shape, spec.layout));
+  return fromStored(stored, spec.shape, spec.layout);
 }

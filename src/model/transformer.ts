@@ -22,6 +22,8 @@ export function maskToBias(mask: Tensor): Tensor {
   return reshape(scale(shift(mask, -1), 10000), [n, 1, 1, m]);
 }
 
+export type ContextNorm = 'layer_norm' | 'group_norm' | null;
+
 export interface AttentionLayerOptions {
   readonly heads: number;
   /** Width of a head. */
@@ -30,6 +32,8 @@ export interface AttentionLayerOptions {
   readonly bias: boolean;
   /** Keys and values; the tokens themselves by default. */
   readonly context?: Context | undefined;
+  /** Norm of the context before its projections; in the checkpoint, and without effect, where there is no context. */
+  readonly contextNorm?: ContextNorm;
   /** Added to the scores where the tokens attend to themselves, broadcastable to [N,heads,T,T]. */
   readonly mask?: Tensor | undefined;
   readonly dropout?: number;
@@ -41,9 +45,11 @@ export function attentionLayer(ctx: ModelContext, name: string, x: Tensor, o: At
     const inner = o.heads * o.headDim;
     if (inner === 0) throw new BruitError('config', `${ctx.graph.path}: ${o.heads} heads of ${o.headDim} channels: the config divides the block's ${x.shape[2]} channels into nothing`);
     const project = (part: string, input: Tensor): Tensor => linear(ctx, part, input, inner, { bias: o.bias });
-    const fromContext = (part: string, { states }: Context): Tensor => hoistable(ctx, part, 'text', () => project(part, states));
+    let normed: Tensor | undefined;
+    const fromContext = (part: string, { states }: Context): Tensor => hoistable(ctx, part, 'text', () => project(part, (normed ??= normContext(ctx, states, o.contextNorm ?? null))));
     const q = project('to_q', x);
     const [k, v] = o.context ? [fromContext('to_k', o.context), fromContext('to_v', o.context)] : [project('to_k', x), project('to_v', x)];
+    if (!o.context) normContext(ctx, x, o.contextNorm ?? null);
     const mask = o.context ? o.context.mask : o.mask;
     const y = linear(ctx, 'to_out.0', attentionOp(q, k, v, { heads: o.heads, ...(mask && { mask }) }), x.shape[2]!);
     return o.dropout && ctx.dropout ? ctx.dropout(y, o.dropout) : y;
@@ -98,13 +104,13 @@ export interface TransformerBlockOptions {
 /** diffusers' BasicTransformerBlock: self-attention, cross-attention, feed-forward, each after a norm and with a residual. x [N,T,C]. */
 export function transformerBlock(ctx: ModelContext, name: string, x: Tensor, o: TransformerBlockOptions): Tensor {
   return module(ctx, name, () => {
-    const [n, , width] = x.shape as [number, number, number];
+    const width = x.shape[2]!;
     const { heads, headDim, context, mask, affine = true, dropout = 0 } = o;
     if (context && !o.doubleSelfAttention && o.crossAttentionDim !== null && context.states.shape[2] !== o.crossAttentionDim) {
       throw new BruitError('shape', `${ctx.graph.path}: encoder_hidden_states ${showShape(context.states.shape)} must have cross_attention_dim = ${o.crossAttentionDim} channels`);
     }
     const attend = { heads, headDim, bias: o.attentionBias, dropout };
-    const gates = o.modulation && split(reshape(hoistable(ctx, 'norm1.linear', 'time', () => ctx.graph.scope('norm1', () => o.modulation!(width))), [n, 1, 6 * width]), 2, Array<number>(6).fill(width));
+    const gates = o.modulation && split(reshape(hoistable(ctx, 'norm1.linear', 'time', () => ctx.graph.scope('norm1', () => o.modulation!(width))), [-1, 1, 6 * width]), 2, Array<number>(6).fill(width));
     const [shift1, scale1, gate1, shift2, scale2, gate2] = gates ?? [];
 
     let h = gates ? modulate(layerNorm(ctx, 'norm1.norm', x, { eps: 1e-6, affine: false }), shift1!, scale1!) : layerNorm(ctx, 'norm1', x, { affine });
@@ -167,7 +173,7 @@ export interface AddedKeysOptions {
   /** Only the text has keys and values, not the pixels. */
   readonly onlyCrossAttention: boolean;
   /** Norm of the text before its projections. */
-  readonly crossAttentionNorm: 'layer_norm' | 'group_norm' | null;
+  readonly crossAttentionNorm: ContextNorm;
 }
 
 /** Attention over pixels with keys and values of the text put in front of the pixels' own (diffusers' AttnAddedKVProcessor: unCLIP, IF). x [N,H,W,C]. */
@@ -194,7 +200,7 @@ export function addedKeysAttention(ctx: ModelContext, name: string, x: Tensor, o
 }
 
 /** `norm_cross` of an Attention, under the current path. */
-export function normContext(ctx: ModelContext, states: Tensor, kind: AddedKeysOptions['crossAttentionNorm']): Tensor {
+export function normContext(ctx: ModelContext, states: Tensor, kind: ContextNorm): Tensor {
   if (kind === null) return states;
   return kind === 'layer_norm' ? layerNorm(ctx, 'norm_cross', states) : groupNorm(ctx, 'norm_cross', states, { groups: 32, eps: 1e-5 });
 }

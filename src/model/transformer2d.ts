@@ -139,7 +139,7 @@ export function transformer2d(ctx: ModelContext, config: Transformer2DConfig, in
   });
   for (let i = 0; i < config.num_layers; i++) h = recomputable(ctx, () => transformerBlock(ctx, `transformer_blocks.${i}`, h, block));
   const gates = hoistable(ctx, 'proj_out_1', 'time', () => linear(ctx, 'proj_out_1', silu(ctx.graph.scope('transformer_blocks.0.norm1', () => embedding(width))), 2 * width));
-  const [offset, factor] = split(reshape(gates, [batch, 1, 2 * width]), 2, [width, width]) as [Tensor, Tensor];
+  const [offset, factor] = split(reshape(gates, [-1, 1, 2 * width]), 2, [width, width]) as [Tensor, Tensor];
   h = modulate(layerNorm(ctx, 'norm_out', h, { eps: 1e-6, affine: false }), offset, factor);
   const y = cast(linear(ctx, 'proj_out_2', h, patch * patch * config.out_channels), 'f32');
   const pixels = transpose(reshape(y, [batch, side, side, patch, patch, config.out_channels]), [0, 5, 1, 3, 2, 4]);

@@ -4,18 +4,19 @@
  */
 import { BruitError } from '../engine/errors';
 import type { Tensor } from '../engine/graph';
-import { concat, transpose } from '../engine/ops/copy';
+import { transpose } from '../engine/ops/copy';
 import { add, cast, div, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
 import { gaussianFourierProjection, timestepEmbedding } from '../engine/ops/timestep_embedding';
 import { showShape } from '../engine/shape';
 import { firDownsample, firUpsample, resnet, selfAttention, type AttentionOptions } from './blocks';
 import { ConfigReader } from './config';
+import { isKType, kDownBlock, kDownTypes, kUpBlock, kUpTypes } from './k_blocks';
 import { activation, activationName, conv, embed, groupNorm, module, recomputable, timestepMlp, type ModelContext } from './layers';
-import { downBlock, downKinds, midBlock, takeResiduals, upBlock, upKinds, type ResnetBase } from './unet_blocks';
+import { downBlock, downKinds, midBlock, takeResiduals, upBlock, upKinds, withResidual, type Residual, type ResnetBase } from './unet_blocks';
 
-const downTypes = ['DownBlock2D', 'AttnDownBlock2D', 'ResnetDownsampleBlock2D', 'SkipDownBlock2D', 'AttnSkipDownBlock2D'] as const;
-const upTypes = ['UpBlock2D', 'AttnUpBlock2D', 'ResnetUpsampleBlock2D', 'SkipUpBlock2D', 'AttnSkipUpBlock2D'] as const;
+const downTypes = ['DownBlock2D', 'AttnDownBlock2D', 'ResnetDownsampleBlock2D', 'SkipDownBlock2D', 'AttnSkipDownBlock2D', ...kDownTypes] as const;
+const upTypes = ['UpBlock2D', 'AttnUpBlock2D', 'ResnetUpsampleBlock2D', 'SkipUpBlock2D', 'AttnSkipUpBlock2D', ...kUpTypes] as const;
 type DownType = (typeof downTypes)[number];
 type UpType = (typeof upTypes)[number];
 
@@ -40,10 +41,11 @@ export interface UNet2DConfig {
   readonly dropout: number;
   readonly act_fn: PointwiseName;
   readonly attention_head_dim: number | null;
-  readonly norm_num_groups: number;
+  /** `null`: a quarter of the channels, at most 32, where a block does not choose its own. */
+  readonly norm_num_groups: number | null;
   readonly attn_norm_num_groups: number | null;
   readonly norm_eps: number;
-  readonly resnet_time_scale_shift: 'default' | 'scale_shift';
+  readonly resnet_time_scale_shift: 'default' | 'scale_shift' | 'ada_group';
   readonly add_attention: boolean;
   readonly class_embed_type: 'timestep' | 'identity' | null;
   readonly num_class_embeds: number | null;
@@ -74,16 +76,16 @@ export function parseUNet2DConfig(json: unknown, file = 'config.json'): UNet2DCo
     dropout: c.number('dropout', 0),
     act_fn: activationName(c.string('act_fn', 'silu')),
     attention_head_dim: c.nullableInteger('attention_head_dim', 8),
-    // diffusers lets it be null, then takes a quarter of the channels, at most 32.
-    norm_num_groups: c.nullableInteger('norm_num_groups', 32) ?? Math.min(Math.floor(channels[0]! / 4), 32),
+    norm_num_groups: c.nullableInteger('norm_num_groups', 32),
     attn_norm_num_groups: c.nullableInteger('attn_norm_num_groups', null),
     norm_eps: c.number('norm_eps', 1e-5),
-    resnet_time_scale_shift: c.choice('resnet_time_scale_shift', ['default', 'scale_shift'], 'default'),
+    resnet_time_scale_shift: c.choice('resnet_time_scale_shift', ['default', 'scale_shift', 'ada_group'], 'default'),
     add_attention: c.boolean('add_attention', true),
     class_embed_type: c.nullableChoice('class_embed_type', ['timestep', 'identity'], null),
     num_class_embeds: c.nullableInteger('num_class_embeds', null),
     num_train_timesteps: c.nullableInteger('num_train_timesteps', null),
   };
+  c.absent('time_embedding_dim');
   c.finish();
   c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: channels });
   if (config.time_embedding_type === 'learned' && config.num_train_timesteps === null) c.fail('time_embedding_type "learned" needs num_train_timesteps');
@@ -110,7 +112,7 @@ interface Flow {
 /** Adds the U-Net's forward pass to the graph; returns the prediction [N, out_channels, H, W]. */
 export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timestep, classLabels }: UNet2DInputs): Tensor {
   const { graph } = ctx;
-  const { block_out_channels: channels, norm_eps: eps, act_fn: act, norm_num_groups: groups } = config;
+  const { block_out_channels: channels, norm_eps: eps, act_fn: act } = config;
   if (sample.shape.length !== 4 || sample.shape[1] !== config.in_channels) {
     throw new BruitError('shape', `UNet2DModel: sample ${showShape(sample.shape)} must be [N, ${config.in_channels}, H, W] (in_channels of its config)`);
   }
@@ -134,26 +136,30 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
   const classes = classEmbedding(ctx, config, classLabels, project, timeWidth);
   if (classes) emb = add(emb, classes);
   // Every residual block applies the activation to the same embedding: once is enough.
-  const temb = activation(emb, act);
+  const temb = config.resnet_time_scale_shift === 'ada_group' ? emb : activation(emb, act);
 
-  const base: ResnetBase = { temb, timeScaleShift: config.resnet_time_scale_shift, groups, eps, act, dropout: config.dropout };
+  const groupsOf = (width: number): number => config.norm_num_groups ?? Math.min(Math.floor(width / 4), 32);
+  const base = { temb, timeScaleShift: config.resnet_time_scale_shift, eps, act, dropout: config.dropout };
   const headsOf = (width: number): Heads => {
     const dim = config.attention_head_dim ?? width;
     return { heads: Math.floor(width / dim), headDim: dim };
   };
 
   const flow: Flow = { h: conv(ctx, 'conv_in', x, first), skip: x };
-  const residuals: Tensor[] = [flow.h];
+  const residuals: Residual[] = [flow.h];
   const shared = (out: number, last: boolean) => {
     const heads = headsOf(out);
+    const groups = groupsOf(out);
     const attend = (_: string, name: string, h: Tensor): Tensor => selfAttention(ctx, name, h, { ...heads, groups, eps });
-    return { out, last, resnet: base, attend, heads };
+    return { out, last, resnet: { ...base, groups }, attend, heads, layers: config.layers_per_block };
   };
+  const k = (headDim: number) => ({ emb, eps, act, dropout: config.dropout, headDim });
   config.down_block_types.forEach((type, i) => {
-    const o = { ...shared(channels[i]!, i === channels.length - 1), layers: config.layers_per_block, residuals };
+    const o = { ...shared(channels[i]!, i === channels.length - 1), residuals };
     graph.scope(`down_blocks.${i}`, () =>
       recomputable(ctx, () => {
         if (isSkip(type)) Object.assign(flow, skipDownBlock(ctx, type, flow, o));
+        else if (isKType(type)) flow.h = kDownBlock(ctx, type, flow.h, { ...o, ...k(o.heads.headDim) });
         else flow.h = downBlock(ctx, downKinds[type], flow.h, { ...o, downsamplePadding: config.downsample_padding, ...(type === 'AttnDownBlock2D' && { resample: config.downsample_type }) });
       }),
     );
@@ -163,26 +169,29 @@ export function unet2d(ctx: ModelContext, config: UNet2DConfig, { sample, timest
   if (config.mid_block_type) {
     const outputScale = config.mid_block_scale_factor;
     const heads = headsOf(channels[channels.length - 1]!);
+    const groups = groupsOf(channels[channels.length - 1]!);
     // diffusers gives the mid block's attention no norm of its own where the time embedding scales and shifts.
     const midGroups = config.attn_norm_num_groups ?? (config.resnet_time_scale_shift === 'default' ? groups : undefined);
     const attend = config.add_attention ? (name: string, h: Tensor): Tensor => selfAttention(ctx, name, h, { ...heads, groups: midGroups, eps, outputScale }) : undefined;
-    flow.h = module(ctx, 'mid_block', () => recomputable(ctx, () => midBlock(ctx, flow.h, { resnet: { ...base, outputScale }, attend })));
+    flow.h = module(ctx, 'mid_block', () => recomputable(ctx, () => midBlock(ctx, flow.h, { resnet: { ...base, groups, outputScale }, attend })));
   }
 
   const reversed = [...channels].reverse();
   flow.skip = undefined;
   config.up_block_types.forEach((type, i) => {
-    const o = { ...shared(reversed[i]!, i === channels.length - 1), ...takeResiduals(residuals, config.layers_per_block + 1) };
+    // K blocks have a residual block less.
+    const o = { ...shared(reversed[i]!, i === channels.length - 1), ...takeResiduals(residuals, config.layers_per_block + (isKType(type) ? 0 : 1)) };
     graph.scope(`up_blocks.${i}`, () =>
       recomputable(ctx, () => {
         if (isSkip(type)) Object.assign(flow, skipUpBlock(ctx, type, flow, o));
+        else if (isKType(type)) flow.h = kUpBlock(ctx, type, flow.h, { ...o, ...k(o.heads.headDim), next: reversed[Math.min(i + 1, reversed.length - 1)]! });
         else flow.h = upBlock(ctx, upKinds[type], flow.h, { ...o, ...(type === 'AttnUpBlock2D' && { resample: config.upsample_type }) });
       }),
     );
     ctx.tap?.(`up_blocks.${i}`, flow.h);
   });
 
-  let y = groupNorm(ctx, 'conv_norm_out', flow.h, { groups, eps, act: 'silu' });
+  let y = groupNorm(ctx, 'conv_norm_out', flow.h, { groups: groupsOf(channels[0]!), eps, act: 'silu' });
   y = cast(conv(ctx, 'conv_out', y, config.out_channels), 'f32');
   if (flow.skip) y = add(y, flow.skip);
   // Score networks divide by the noise level that the Fourier embedding was given (Song et al. 2021).
@@ -224,7 +233,7 @@ const skipGroups = (channels: number): number => Math.min(Math.floor(channels / 
 
 const skipAttention = (ctx: ModelContext, name: string, h: Tensor, o: SkipBlockOptions): Tensor => selfAttention(ctx, name, h, { ...o.heads, groups: 32, eps: o.resnet.eps, outputScale: Math.SQRT2 });
 
-function skipDownBlock(ctx: ModelContext, type: SkipDown, { h, skip }: Flow, o: SkipBlockOptions & { layers: number; residuals: Tensor[] }): Flow {
+function skipDownBlock(ctx: ModelContext, type: SkipDown, { h, skip }: Flow, o: SkipBlockOptions & { layers: number; residuals: Residual[] }): Flow {
   const { out, resnet: base, residuals } = o;
   for (let j = 0; j < o.layers; j++) {
     h = resnet(ctx, `resnets.${j}`, h, { ...base, out, groups: skipGroups(h.shape[3]!), groupsOut: skipGroups(out), outputScale: Math.SQRT2 });
@@ -240,15 +249,14 @@ function skipDownBlock(ctx: ModelContext, type: SkipDown, { h, skip }: Flow, o: 
   return { h, skip };
 }
 
-function skipUpBlock(ctx: ModelContext, type: SkipUp, { h, skip }: Flow, o: SkipBlockOptions & { residuals: readonly Tensor[] }): Flow {
+function skipUpBlock(ctx: ModelContext, type: SkipUp, { h, skip }: Flow, o: SkipBlockOptions & { residuals: readonly Residual[] }): Flow {
   const { out, resnet: base, last } = o;
   const residuals = [...o.residuals];
   for (let j = 0; residuals.length; j++) {
-    const residual = residuals.pop()!;
     const features = h.shape[3]!;
-    h = concat([h, residual], 3);
+    h = withResidual(ctx, h, residuals.pop());
     // AttnSkipUpBlock2D lacks a pair of brackets in diffusers; checkpoints were trained with what that computes.
-    const groups = type === 'AttnSkipUpBlock2D' ? Math.min(features + Math.floor(residual.shape[3]! / 4), 32) : skipGroups(h.shape[3]!);
+    const groups = type === 'AttnSkipUpBlock2D' ? Math.min(features + Math.floor((h.shape[3]! - features) / 4), 32) : skipGroups(h.shape[3]!);
     h = resnet(ctx, `resnets.${j}`, h, { ...base, out, groups, groupsOut: skipGroups(out), outputScale: Math.SQRT2 });
   }
   if (type === 'AttnSkipUpBlock2D') h = skipAttention(ctx, 'attentions.0', h, o);

@@ -10,12 +10,13 @@ import { gaussianFourierProjection, timestepEmbedding } from '../engine/ops/time
 import type { Shape } from '../engine/shape';
 import { ConfigReader } from './config';
 import { additionEmbedding, encoderProjection, parseAdditionConfig, type AddedConditions, type AdditionConfig } from './added_conditions';
+import { isKType, kDownBlock, kDownTypes, kUpBlock, kUpTypes } from './k_blocks';
 import { activation, activationName, checkInput, conv, embed, groupNorm, linear, module, recomputable, timestepMlp, type ModelContext } from './layers';
 import { addedKeysAttention, dualTransformer, featureTransformer, maskToBias, type Context, type FeatureTransformerOptions } from './transformer';
-import { downBlock, downKinds, midBlock, takeResiduals, upBlock, upKinds, type AttentionKind, type ResnetBase } from './unet_blocks';
+import { downBlock, downKinds, midBlock, takeResiduals, upBlock, upKinds, type AttentionKind, type Residual, type ResnetBase } from './unet_blocks';
 
-const downTypes = ['DownBlock2D', 'ResnetDownsampleBlock2D', 'CrossAttnDownBlock2D', 'SimpleCrossAttnDownBlock2D'] as const;
-const upTypes = ['UpBlock2D', 'ResnetUpsampleBlock2D', 'CrossAttnUpBlock2D', 'SimpleCrossAttnUpBlock2D'] as const;
+const downTypes = ['DownBlock2D', 'ResnetDownsampleBlock2D', 'CrossAttnDownBlock2D', 'SimpleCrossAttnDownBlock2D', ...kDownTypes] as const;
+const upTypes = ['UpBlock2D', 'ResnetUpsampleBlock2D', 'CrossAttnUpBlock2D', 'SimpleCrossAttnUpBlock2D', ...kUpTypes] as const;
 const midTypes = ['UNetMidBlock2DCrossAttn', 'UNetMidBlock2DSimpleCrossAttn'] as const;
 
 /** What a ControlNet's config has in common with its U-Net's. Keys, names and defaults are diffusers'; lists have one entry per resolution. */
@@ -33,7 +34,8 @@ export interface ConditionedConfig extends AdditionConfig {
   readonly mid_block_scale_factor: number;
   readonly dropout: number;
   readonly act_fn: PointwiseName;
-  readonly norm_num_groups: number;
+  /** `null`: no norm before conv_out, a quarter of the channels and at most 32 in the middle, and K blocks everywhere else, whose groups have 32 channels. */
+  readonly norm_num_groups: number | null;
   readonly norm_eps: number;
   readonly cross_attention_dims: readonly number[];
   readonly transformer_layers_per_block: readonly number[];
@@ -45,7 +47,7 @@ export interface ConditionedConfig extends AdditionConfig {
   readonly use_linear_projection: boolean;
   readonly class_embed_type: 'timestep' | 'identity' | 'projection' | 'simple_projection' | null;
   readonly num_class_embeds: number | null;
-  readonly resnet_time_scale_shift: 'default' | 'scale_shift';
+  readonly resnet_time_scale_shift: 'default' | 'scale_shift' | 'ada_group';
   readonly resnet_skip_time_act: boolean;
   readonly resnet_out_scale_factor: number;
   readonly time_embedding_type: 'positional' | 'fourier';
@@ -83,18 +85,19 @@ export function parseShared(c: ConfigReader, { additions, simple }: { additions:
     downsample_padding: c.integer('downsample_padding', 1, 0),
     mid_block_scale_factor: c.number('mid_block_scale_factor', 1),
     act_fn: activationName(c.string('act_fn', 'silu')),
-    norm_num_groups: c.integer('norm_num_groups', 32),
+    norm_num_groups: c.nullableInteger('norm_num_groups', 32),
     norm_eps: c.number('norm_eps', 1e-5),
     transformer_layers_per_block: c.integerPerLevel('transformer_layers_per_block', 1, levels),
     attention_head_dim: c.integerPerLevel('attention_head_dim', 8, levels),
     use_linear_projection: c.boolean('use_linear_projection', false),
     class_embed_type: c.nullableChoice('class_embed_type', ['timestep', 'identity', 'projection', 'simple_projection'] as const, null),
     num_class_embeds: c.nullableInteger('num_class_embeds', null),
-    resnet_time_scale_shift: c.choice('resnet_time_scale_shift', ['default', 'scale_shift'] as const, 'default'),
+    resnet_time_scale_shift: c.choice('resnet_time_scale_shift', ['default', 'scale_shift', 'ada_group'] as const, 'default'),
     ...parseAdditionConfig(c, crossDims, additions),
   };
   // Attention is f32 here whatever weights and activations are stored as, so there is nothing to raise.
   c.nullableBoolean('upcast_attention', false);
+  if (config.norm_num_groups === null && !down.every(isKType)) c.fail('norm_num_groups is null, but not all blocks are K blocks, which alone do without it');
   if (config.class_embed_type && /projection/.test(config.class_embed_type) && config.projection_class_embeddings_input_dim === null) c.fail(`class_embed_type "${config.class_embed_type}" needs projection_class_embeddings_input_dim`);
   return config;
 }
@@ -142,6 +145,7 @@ export function parseUNet2DConditionConfig(json: unknown, file = 'config.json'):
   c.fixed('reverse_transformer_layers_per_block', null, 'asymmetric transformer depths are not supported');
   c.finish();
   c.equalLengths({ down_block_types: config.down_block_types, up_block_types: config.up_block_types, block_out_channels: config.block_out_channels });
+  if (config.norm_num_groups === null && !config.up_block_types.every(isKType)) c.fail('norm_num_groups is null, but not all blocks are K blocks, which alone do without it');
   if (config.dropout < 0 || config.dropout >= 1) c.fail(`dropout ${config.dropout} is not in [0, 1)`);
   for (const key of ['conv_in_kernel', 'conv_out_kernel'] as const) if (config[key] % 2 === 0) c.fail(`${key} ${config[key]} is even: the image would change its size`);
   if (timeType === 'fourier' && config.time_embed_dim % 2) c.fail(`time_embedding_dim ${config.time_embed_dim} is odd`);
@@ -249,16 +253,19 @@ export class ConditionedBlocks {
   private readonly plain: ResnetBase;
   /** Those of the blocks that resample by residual blocks. */
   private readonly simple: ResnetBase;
+  private readonly groups: number;
 
   constructor(
     private readonly ctx: ModelContext,
     private readonly config: ConditionedConfig,
     private readonly conditioned: Conditioned,
   ) {
-    const { act_fn: act } = config;
+    const { act_fn: act, resnet_time_scale_shift: timeScaleShift } = config;
     // Every residual block applies the activation to the same embedding: once is enough.
-    const temb = activation(conditioned.emb, act);
-    this.plain = { temb, timeScaleShift: config.resnet_time_scale_shift, groups: config.norm_num_groups, eps: config.norm_eps, act, dropout: config.dropout };
+    const temb = timeScaleShift === 'ada_group' ? conditioned.emb : activation(conditioned.emb, act);
+    // null where there are K blocks alone, whose groups are their own: these are the middle block's.
+    this.groups = config.norm_num_groups ?? Math.min(Math.floor(config.block_out_channels[config.block_out_channels.length - 1]! / 4), 32);
+    this.plain = { temb, timeScaleShift, groups: this.groups, eps: config.norm_eps, act, dropout: config.dropout };
     this.simple = { ...this.plain, temb: config.resnet_skip_time_act ? conditioned.emb : temb };
   }
 
@@ -295,7 +302,7 @@ export class ConditionedBlocks {
       heads,
       headDim: Math.floor(out / heads),
       layers: config.transformer_layers_per_block[level]!,
-      groups: config.norm_num_groups,
+      groups: this.groups,
       linearProjection: config.use_linear_projection,
       activation: 'geglu',
       attentionBias: false,
@@ -312,7 +319,17 @@ export class ConditionedBlocks {
     const { states, mask } = this.text(this.ctx.graph.path);
     checkInput(this.ctx.graph.path, 'encoder_hidden_states', states, ['N', 'M', dim], 'cross_attention_dim');
     // unCLIP passes the text's mask as attention_mask; where that is absent, diffusers takes the other.
-    return { heads: Math.floor(out / headDim), headDim, groups: config.norm_num_groups, context: { states, mask: conditioned.selfMask ?? mask }, onlyCrossAttention, crossAttentionNorm: config.cross_attention_norm };
+    return { heads: Math.floor(out / headDim), headDim, groups: this.groups, context: { states, mask: conditioned.selfMask ?? mask }, onlyCrossAttention, crossAttentionNorm: config.cross_attention_norm };
+  }
+
+  /** What K blocks need at `level`; widths of heads in up blocks go by `headLevel`. */
+  k(level: number, headLevel: number) {
+    const { config, conditioned } = this;
+    const { block_out_channels: channels, norm_eps: eps, act_fn: act, dropout } = config;
+    const dim = config.cross_attention_dims[level]!;
+    const { emb, text: context, selfMask: mask } = conditioned;
+    if (context) checkInput(this.ctx.graph.path, 'encoder_hidden_states', context.states, ['N', 'M', dim], 'cross_attention_dim');
+    return { out: channels[level]!, layers: config.layers_per_block[level]!, emb, eps, act, dropout, headDim: config.attention_head_dim[headLevel]!, context, mask };
   }
 
   private text(path: string): Context {
@@ -323,13 +340,13 @@ export class ConditionedBlocks {
 }
 
 /** Adds the down path, from conv_in on; returns the features and all skip connections. `h` is conv_in's output. */
-export function downPath(ctx: ModelContext, config: ConditionedConfig, blocks: ConditionedBlocks, h: Tensor): { h: Tensor; residuals: Tensor[] } {
-  const residuals = [h];
+export function downPath(ctx: ModelContext, config: ConditionedConfig, blocks: ConditionedBlocks, h: Tensor): { h: Tensor; residuals: Residual[] } {
+  const residuals: Residual[] = [h];
   config.down_block_types.forEach((type, i) => {
     const out = config.block_out_channels[i]!;
     const last = i === config.block_out_channels.length - 1;
     h = module(ctx, `down_blocks.${i}`, () =>
-      recomputable(ctx, () => downBlock(ctx, downKinds[type], h, { out, last, layers: config.layers_per_block[i]!, resnet: blocks.resnets(type), attend: blocks.attend(out, i), downsamplePadding: config.downsample_padding, residuals })),
+      recomputable(ctx, () => isKType(type) ? kDownBlock(ctx, type, h, { ...blocks.k(i, i), last, residuals }) : downBlock(ctx, downKinds[type], h, { out, last, layers: config.layers_per_block[i]!, resnet: blocks.resnets(type), attend: blocks.attend(out, i), downsamplePadding: config.downsample_padding, residuals })),
     );
   });
   return { h, residuals };
@@ -343,7 +360,7 @@ export function unet2dCondition(ctx: ModelContext, config: UNet2DConditionConfig
   let { h, residuals } = downPath(ctx, config, blocks, conv(ctx, 'conv_in', conditioned.sample, config.block_out_channels[0]!, { kernel: config.conv_in_kernel }));
   if (control) {
     if (control.down.length !== residuals.length) throw new BruitError('shape', `UNet2DConditionModel: ${control.down.length} residuals of a ControlNet for ${residuals.length} skip connections: the two were not made for each other`);
-    residuals = residuals.map((r, i) => add(r, control.down[i]!));
+    residuals = residuals.map((r, i) => r && add(r, control.down[i]!));
   }
   if (config.mid_block_type) h = module(ctx, 'mid_block', () => recomputable(ctx, () => blocks.mid(h)));
   if (control) h = add(h, control.mid);
@@ -352,13 +369,16 @@ export function unet2dCondition(ctx: ModelContext, config: UNet2DConditionConfig
   config.up_block_types.forEach((type, i) => {
     const level = levels - 1 - i;
     const out = config.block_out_channels[level]!;
-    const skips = takeResiduals(residuals, config.layers_per_block[level]! + 1);
+    const last = i === levels - 1;
+    // K blocks have a residual block less.
+    const skips = takeResiduals(residuals, config.layers_per_block[level]! + (isKType(type) ? 0 : 1));
+    const next = config.block_out_channels[Math.max(level - 1, 0)]!;
     h = module(ctx, `up_blocks.${i}`, () =>
       // diffusers 0.21 reverses every per-resolution list for the up blocks but attention_head_dim.
-      recomputable(ctx, () => upBlock(ctx, upKinds[type], h, { out, last: i === levels - 1, resnet: blocks.resnets(type), attend: blocks.attend(out, level, i), ...skips })),
+      recomputable(ctx, () => isKType(type) ? kUpBlock(ctx, type, h, { ...blocks.k(level, i), last, next, ...skips }) : upBlock(ctx, upKinds[type], h, { out, last, resnet: blocks.resnets(type), attend: blocks.attend(out, level, i), ...skips })),
     );
   });
-  const y = groupNorm(ctx, 'conv_norm_out', h, { groups: config.norm_num_groups, eps: config.norm_eps, act: config.act_fn });
+  const y = config.norm_num_groups === null ? h : groupNorm(ctx, 'conv_norm_out', h, { groups: config.norm_num_groups, eps: config.norm_eps, act: config.act_fn });
   return transpose(cast(conv(ctx, 'conv_out', y, config.out_channels, { kernel: config.conv_out_kernel }), 'f32'), [0, 3, 1, 2]);
 }
 

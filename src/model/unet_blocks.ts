@@ -33,6 +33,18 @@ export const upKinds = {
 export type DownKind = keyof typeof downKinds;
 export type UpKind = keyof typeof upKinds;
 
+/** A skip connection; `undefined` where the down block leaves it out, as the last one with K attention does. */
+export type Residual = Tensor | undefined;
+
+/** `h` and the skip connection as the channels of one image. */
+export function withResidual(ctx: ModelContext, h: Tensor, residual: Residual): Tensor {
+  if (!residual) throw new BruitError('config', `${ctx.graph.path} needs a skip connection where its down block makes none: its type does not go with that of the down block`);
+  if (residual.shape[1] !== h.shape[1] || residual.shape[2] !== h.shape[2]) {
+    throw new BruitError('shape', `${ctx.graph.path}: features of ${h.shape[1]}x${h.shape[2]} meet a skip connection of ${residual.shape[1]}x${residual.shape[2]}: this U-Net wants heights and widths that divide by two at each of its resolutions`);
+  }
+  return concat([h, residual], 3);
+}
+
 /** Residual blocks without their width. */
 export type ResnetBase = Omit<ResnetOptions, 'out'>;
 
@@ -48,7 +60,7 @@ export interface BlockOptions {
 }
 
 /** One down block at the current path; appends the skip connections to `residuals`. h [N,H,W,C] → [N,H/2,W/2,out]. */
-export function downBlock(ctx: ModelContext, kind: BlockKind, h: Tensor, o: BlockOptions & { readonly layers: number; readonly downsamplePadding: number; readonly residuals: Tensor[] }): Tensor {
+export function downBlock(ctx: ModelContext, kind: BlockKind, h: Tensor, o: BlockOptions & { readonly layers: number; readonly downsamplePadding: number; readonly residuals: Residual[] }): Tensor {
   for (let j = 0; j < o.layers; j++) {
     h = resnet(ctx, `resnets.${j}`, h, { ...o.resnet, out: o.out });
     if (kind.attention) h = o.attend(kind.attention, `attentions.${j}`, h);
@@ -61,12 +73,9 @@ export function downBlock(ctx: ModelContext, kind: BlockKind, h: Tensor, o: Bloc
 }
 
 /** One up block at the current path: takes all of `residuals`, the last first, and doubles the size, or meets `size` where the skip connections' is odd. */
-export function upBlock(ctx: ModelContext, kind: BlockKind, h: Tensor, o: BlockOptions & { readonly residuals: readonly Tensor[]; readonly size: readonly [number, number] | undefined }): Tensor {
+export function upBlock(ctx: ModelContext, kind: BlockKind, h: Tensor, o: BlockOptions & { readonly residuals: readonly Residual[]; readonly size: readonly [number, number] | undefined }): Tensor {
   [...o.residuals].reverse().forEach((residual, j) => {
-    if (residual.shape[1] !== h.shape[1] || residual.shape[2] !== h.shape[2]) {
-      throw new BruitError('shape', `${ctx.graph.path}: features of ${h.shape[1]}x${h.shape[2]} meet a skip connection of ${residual.shape[1]}x${residual.shape[2]}: this U-Net wants heights and widths that divide by two at each of its resolutions`);
-    }
-    h = resnet(ctx, `resnets.${j}`, concat([h, residual], 3), { ...o.resnet, out: o.out });
+    h = resnet(ctx, `resnets.${j}`, withResidual(ctx, h, residual), { ...o.resnet, out: o.out });
     if (kind.attention) h = o.attend(kind.attention, `attentions.${j}`, h);
   });
   if (o.last) return h;
@@ -83,7 +92,7 @@ export function midBlock(ctx: ModelContext, h: Tensor, { resnet: base, attend }:
 }
 
 /** Takes the skip connections of the next up block from the end of the list, and the size of the one after them. */
-export function takeResiduals(residuals: Tensor[], count: number): { residuals: Tensor[]; size: readonly [number, number] | undefined } {
+export function takeResiduals(residuals: Residual[], count: number): { residuals: Residual[]; size: readonly [number, number] | undefined } {
   const used = residuals.splice(residuals.length - count);
   const below = residuals[residuals.length - 1];
   return { residuals: used, size: below && [below.shape[1]!, below.shape[2]!] };

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto';
-import { link, mkdir, open, rename, rm, writeFile, type FileHandle } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { access, link, mkdir, mkdtemp, open, rename, rm, rmdir, stat, writeFile, type FileHandle } from 'node:fs/promises';
+import { basename, dirname, join, resolve } from 'node:path';
 import { BruitError } from '../engine/errors';
 
 const REASONS: Record<string, string> = {
@@ -62,6 +62,21 @@ export async function writeFileAtomic(path: string, bytes: Uint8Array | string |
     await rm(temporary, { force: true }).catch(() => {}); // the error above matters more than a left-over
   }
 }
+
+/** @throws BruitError `io` unless files can be written into `folder`, which need not exist yet; nothing is left there. */
+export async function writableFolder(folder: string): Promise<void> {
+  let nearest = resolve(folder);
+  while (!(await exists(nearest)) && dirname(nearest) !== nearest) nearest = dirname(nearest);
+  try {
+    if (!(await stat(nearest)).isDirectory()) throw Object.assign(new Error(), { code: 'ENOTDIR' });
+    // Rights alone do not tell: the root user has them all, on read-only and pseudo file systems too.
+    await rmdir(await mkdtemp(join(nearest, '.bruit-')));
+  } catch (error) {
+    throw fileError('write to', folder, error);
+  }
+}
+
+const exists = (path: string): Promise<boolean> => access(path).then(() => true, () => false);
 
 /** Appends records as JSON lines in one write each call. NaN and infinities become `null`, as JSON has none. */
 export async function appendJsonl(path: string, ...records: readonly object[]): Promise<void> {

@@ -26,22 +26,37 @@ const byName = (a: string, b: string): number => (a < b ? -1 : a > b ? 1 : 0);
  * Files are decoded when first asked for; an unreadable one is an error that names it.
  */
 export async function loadImageFolder(folder: string, options: ImageFolderOptions): Promise<ImageDataset> {
-  const [height, width] = typeof options.size === 'number' ? [options.size, options.size] : options.size;
-  const { channels = 3, filter = 'area', cacheBytes = 2 ** 29 } = options;
-  check([height, width].every((n) => Number.isInteger(n) && n > 0), 'input', () => `image size ${height}x${width}: must be whole numbers above 0.`);
-  check(channels === 1 || channels === 3, 'input', () => `${channels as number} channels: must be 1 (grey) or 3 (RGB).`);
-
+  sizeOf(options); // before the disk is searched
   const classes = await listFolder(folder, 'folders');
-  const files: { path: string; label: number }[] = [];
+  const files: LabelledFile[] = [];
   for (const [label, name] of classes.entries()) {
-    const found = await imageFiles(join(folder, name), true);
+    const found = await findImages(join(folder, name), true);
     check(found.length > 0, 'input', () => `${join(folder, name)}: this class folder has no PNG or JPEG files.`);
     files.push(...found.map((path) => ({ path, label })));
   }
-  const loose = await imageFiles(folder, false);
+  const loose = await findImages(folder, false);
   check(classes.length === 0 || loose.length === 0, 'input', () => `${folder}: has class folders (${classes.slice(0, 3).join(', ')}${classes.length > 3 ? ', …' : ''}) and loose images (${loose[0]}) side by side; move the images into a class.`);
   files.push(...loose.map((path) => ({ path, label: 0 })));
   check(files.length > 0, 'input', () => `${folder}: has no PNG or JPEG files, nor class folders with some.`);
+  return imageFiles(folder, files, classes.length > 0 ? classes : undefined, options);
+}
+
+function sizeOf({ size }: ImageFolderOptions): readonly [number, number] {
+  const [height, width] = typeof size === 'number' ? [size, size] : size;
+  check([height, width].every((n) => Number.isInteger(n) && n > 0), 'input', () => `image size ${height}x${width}: must be whole numbers above 0.`);
+  return [height, width];
+}
+
+interface LabelledFile {
+  readonly path: string;
+  readonly label: number;
+}
+
+/** Image files as a data set. */
+export function imageFiles(name: string, files: readonly LabelledFile[], classes: readonly string[] | undefined, options: ImageFolderOptions): ImageDataset {
+  const [height, width] = sizeOf(options);
+  const { channels = 3, filter = 'area', cacheBytes = 2 ** 29 } = options;
+  check(channels === 1 || channels === 3, 'input', () => `${channels as number} channels: must be 1 (grey) or 3 (RGB).`);
 
   const size = channels * height * width;
   const cache = new Map<number, Uint8Array>();
@@ -56,12 +71,12 @@ export async function loadImageFolder(folder: string, options: ImageFolderOption
     return image;
   };
   return {
-    name: folder,
+    name,
     length: files.length,
     shape: [channels, height, width],
-    classes: classes.length > 0 ? classes : undefined,
+    classes,
     async get(index) {
-      const { path, label } = files[checkIndex(index, files.length, folder)]!;
+      const { path, label } = files[checkIndex(index, files.length, name)]!;
       return { image: bytesToSigned(await pixels(index, path)), label };
     },
   };
@@ -98,8 +113,8 @@ async function listFolder(folder: string, kind: 'files' | 'folders'): Promise<st
   }
 }
 
-async function imageFiles(folder: string, recursive: boolean): Promise<string[]> {
+async function findImages(folder: string, recursive: boolean): Promise<string[]> {
   const files = (await listFolder(folder, 'files')).filter((name) => EXTENSIONS.has(extname(name).toLowerCase())).map((name) => join(folder, name));
-  if (recursive) for (const name of await listFolder(folder, 'folders')) files.push(...(await imageFiles(join(folder, name), true)));
+  if (recursive) for (const name of await listFolder(folder, 'folders')) files.push(...(await findImages(join(folder, name), true)));
   return files;
 }

@@ -6,9 +6,11 @@ import { compile, type BufferView, type Program } from '../engine/program';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
 import type { MatchOptions } from '../io/checkpoint';
 import type { TensorStore } from '../io/safetensors';
-import type { ModelContext } from '../model/layers';
+import { hoistables, type ModelContext } from '../model/layers';
 import { MergedLoras, readLora, type WeightedLora } from '../model/lora';
 import { Parameters, WeightStore } from '../model/parameters';
+import type { StorageReport } from '../model/weight_error';
+import type { WeightStorage } from '../model/weight_format';
 import { parseSchedulerConfig, type SchedulerConfig } from '../sampler/scheduler_config';
 
 /** A LoRA file that a pipeline has loaded. */
@@ -30,6 +32,19 @@ export interface ComponentOptions<C> {
   readonly layersPerBlock?: (config: C) => number;
 }
 
+/** How a pipeline's weights are held. */
+export interface LoadingOptions {
+  /** They stay in GPU memory from their first use to {@link Component.destroy}, in place of being loaded for each. */
+  readonly keep?: boolean;
+  /**
+   * How they lie in GPU memory, for all components or by the component's name: `auto` (as the checkpoint has them: f16, bf16 or f32), or one format.
+   * int8 and int4 round: `onWeights` tells by how much.
+   */
+  readonly weights?: WeightStorage | ((component: string) => WeightStorage);
+  /** Called whenever a component's weights have been loaded. */
+  readonly onWeights?: (component: string, report: readonly StorageReport[]) => void;
+}
+
 /** One model of a pipeline. */
 export class Component<C> {
   private kept: WeightStore | undefined;
@@ -41,14 +56,14 @@ export class Component<C> {
     /** Its config.json as it is. */
     readonly json: Readonly<Record<string, unknown>>,
     private readonly options: ComponentOptions<C>,
-    private readonly keep: boolean,
+    private readonly loading: LoadingOptions,
   ) {}
 
-  /** Reads and checks the config; weights are not touched. With `keep` they stay in GPU memory from their first use to {@link destroy}. */
-  static async open<C>(engine: Engine, folder: ModelFolder, options: ComponentOptions<C>, keep = false): Promise<Component<C>> {
+  /** Reads and checks the config; weights are not touched. `true` is `{ keep: true }`. */
+  static async open<C>(engine: Engine, folder: ModelFolder, options: ComponentOptions<C>, loading: LoadingOptions | boolean = {}): Promise<Component<C>> {
     check(await folder.has(`${options.name}/config.json`), 'checkpoint', () => `${folder.name}: ${options.name}/config.json is missing; the pipeline needs this component`);
     const json = await readJson(folder, `${options.name}/config.json`);
-    return new Component(engine, folder, options.parse(json, `${folder.name}/${options.name}/config.json`), json, options, keep);
+    return new Component(engine, folder, options.parse(json, `${folder.name}/${options.name}/config.json`), json, options, typeof loading === 'boolean' ? { keep: loading } : loading);
   }
 
   /** Its sub-folder. */
@@ -74,7 +89,7 @@ export class Component<C> {
       return await work(weights);
     } finally {
       merged?.destroy();
-      if (!this.keep) weights.destroy();
+      if (!this.loading.keep) weights.destroy();
     }
   }
 
@@ -83,14 +98,15 @@ export class Component<C> {
     const parameters = new Parameters(new Graph());
     declare({ graph: parameters.graph, parameters }, this.config);
     const store = await openWeights(this.folder, name, base);
-    let weights: WeightStore;
     try {
-      weights = await WeightStore.fromCheckpoint(this.engine, [...parameters.specs.values()], name, store, undefined, load);
+      const { weights: wanted = 'auto', onWeights, keep } = this.loading;
+      const weights = await WeightStore.fromCheckpoint(this.engine, parameters.specs.values(), store, { label: name, storage: typeof wanted === 'function' ? wanted(name) : wanted, ...load });
+      onWeights?.(name, weights.storageReport());
+      if (keep) this.kept = weights;
+      return weights;
     } finally {
       await store.close();
     }
-    if (this.keep) this.kept = weights;
-    return weights;
   }
 
   private async adapters(weights: WeightStore, loras: readonly LoadedLora[]): Promise<WeightedLora[]> {
@@ -162,16 +178,7 @@ export interface TextValues {
 /** @param build Adds the whole denoiser; what is not needed for the text's values is dead code. */
 export async function textValues(engine: Engine, weights: WeightStore, inputs: Readonly<Record<string, HostData>>, build: (ctx: ModelContext) => void): Promise<TextValues> {
   const parameters = new Parameters(new Graph());
-  const values = new Map<string, Tensor>();
-  build({
-    graph: parameters.graph,
-    parameters,
-    hoist({ path, of }, compute) {
-      const value = compute();
-      if (of === 'text') values.set(path, value);
-      return value;
-    },
-  });
+  const values = hoistables('text', (hoist) => build({ graph: parameters.graph, parameters, hoist }));
   const bindings = new Map<Tensor, BufferView>();
   if (values.size === 0) return { hoist: () => (_, compute) => compute(), bindings, destroy: () => undefined };
   const program = await compile(engine, parameters.graph, { outputs: [...values.values()], bindings: weights.bindings(parameters), label: 'text values' });

@@ -6,9 +6,12 @@ import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { openWeights, readJson, type ModelFolder } from '../io/folder';
 import { Parameters, WeightStore } from '../model/parameters';
+import type { WeightStorage } from '../model/weight_format';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
-import { Graph } from '../engine/graph';
-import { createGpuSampler, type GpuSampler, type SamplerPreview } from '../sampler/sample';
+import { Graph, type Tensor } from '../engine/graph';
+import type { BufferView } from '../engine/program';
+import { hoistables, type ModelContext } from '../model/layers';
+import { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview } from '../sampler/sample';
 import { drawNoise, recordSteps, type PipelineCall } from './stage';
 import { convertSchedulerConfig, createSampler, parseSchedulerConfig, type SamplerOptions, type SchedulerClass, type SchedulerConfig } from '../sampler/scheduler_config';
 
@@ -23,6 +26,7 @@ export const schedulerNames = {
   euler_a: 'EulerAncestralDiscreteScheduler',
   dpmpp: 'DPMSolverMultistepScheduler',
   unipc: 'UniPCMultistepScheduler',
+  lcm: 'LCMScheduler',
 } as const satisfies Record<string, SchedulerClass>;
 export type SchedulerName = keyof typeof schedulerNames;
 
@@ -58,7 +62,7 @@ export interface GenerateOptions {
   readonly seed?: number;
   /** Number of the first image. */
   readonly sampleOffset?: number;
-  /** Only images `from` to `to` − 1 of the `count`, bit for bit as the whole job makes them: so several machines share a job. */
+  /** Only images `from` to `to` − 1 of the `count`, bit for bit as the whole job makes them: so several machines share a job. Not with a `generator`, which draws for all. */
   readonly range?: readonly [from: number, to: number];
   /** Images computed at once. */
   readonly batchSize?: number;
@@ -91,10 +95,10 @@ export class DDPMPipeline {
   ) {}
 
   /**
-   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`.
-   * Configs are checked before any weight is read.
+   * Loads a folder in diffusers' layout. `component` picks other weights than `unet`, such as a training run's `unet_ema`; `weights` says how they
+   * lie in GPU memory. Configs are checked before any weight is read.
    */
-  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, options: { component?: string; weights?: WeightStorage; onProgress?: (done: number, total: number) => void } = {}): Promise<DDPMPipeline> {
     const { component = 'unet' } = options;
     check(await folder.has('model_index.json'), 'checkpoint', () => `${folder.name}: no model_index.json; this is not a pipeline folder in diffusers' layout`);
     const index = await readJson(folder, 'model_index.json');
@@ -107,11 +111,10 @@ export class DDPMPipeline {
     // The weights' names and shapes depend on the config alone, not on the size of the images built here.
     const parameters = new Parameters(new Graph());
     const ctx = { graph: parameters.graph, parameters };
-    const side = 2 ** unet.block_out_channels.length;
-    unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, side, side]));
+    unet2d(ctx, unet, unet2dInputs(ctx, unet, [1, ...smallest(unet)]));
     const store = await openWeights(folder, component);
     try {
-      const weights = await WeightStore.fromCheckpoint(engine, [...parameters.specs.values()], 'unet', store, options.onProgress);
+      const weights = await WeightStore.fromCheckpoint(engine, parameters.specs.values(), store, { label: 'unet', storage: options.weights ?? 'auto', onProgress: options.onProgress });
       return new DDPMPipeline(engine, folder.name, unet, scheduler, guidance, weights);
     } finally {
       await store.close();
@@ -120,19 +123,15 @@ export class DDPMPipeline {
 
   /**
    * The sampler of the first batch that these options ask for, compiled and not run: to record its steps into one's own command encoder, or to use the
-   * sample where it lies on the GPU. It is the caller's to destroy, before the pipeline, whose weights it reads.
+   * sample where it lies on the GPU. It is the caller's to destroy, before the pipeline, whose weights it reads. What else {@link generate} needs comes along.
    */
-  async createSampler(o: GenerateOptions = {}): Promise<GpuSampler> {
-    return (await this.prepare(o)).sampler;
-  }
-
-  private async prepare(o: GenerateOptions) {
+  async createSampler(o: GenerateOptions = {}) {
     const { steps = 50, seed = 0 } = o;
     const { unet } = this;
     const count = o.count ?? o.labels?.length ?? 1;
     check(Number.isInteger(count) && count >= 1, 'input', () => `count ${count} must be a whole number of at least 1`);
     const [from, to] = o.range ?? [0, count];
-    check(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= count && !(o.range && o.generator), 'input', () => `range ${from} to ${to} is no part of the ${count} images, or a generator draws for all`);
+    check(from >= 0 && from < to && to <= count, 'input', () => `range ${from} to ${to} is no part of the ${count} images`);
     const size = o.size ?? unet.sample_size;
     check(size, 'input', () => `${this.name}: the config has no sample_size, so give a size`);
     const conditional = unet.num_class_embeds !== null && unet.class_embed_type === null;
@@ -151,15 +150,10 @@ export class DDPMPipeline {
     const batch = o.generator || o.onRecord ? count : Math.min(o.batchSize ?? 32, count);
     const shape = [batch, unet.in_channels, size[0], size[1]] as const;
     const batchLabels = (first: number) => labels && Int32Array.from({ length: batch }, (_, i) => labels[Math.min(first + i, count - 1)]!);
-    let parameters: Parameters | undefined;
     const sampler: GpuSampler = await createGpuSampler(this.engine, {
       program,
       shape,
-      model: (graph, sample, timestep, classLabels) => {
-        parameters = new Parameters(graph);
-        return unet2d({ graph, parameters }, unet, classLabels ? { sample, timestep, classLabels } : { sample, timestep });
-      },
-      bindings: () => this.weights.bindings(parameters!),
+      ...samplerModel(unet, (parameters) => this.weights.bindings(parameters)),
       seed,
       sampleOffset: (o.sampleOffset ?? 0) + from,
       ...(labels && { labels: batchLabels(from)! }),
@@ -173,7 +167,7 @@ export class DDPMPipeline {
 
   /** Generates images. The whole trajectory of a batch is submitted without a read-back; images come back at its end. */
   async generate(o: GenerateOptions = {}): Promise<GeneratedImages> {
-    const { sampler, program, shape, from, to, labels, batch, batchLabels } = await this.prepare(o);
+    const { sampler, program, shape, from, to, labels, batch, batchLabels } = await this.createSampler(o);
     try {
       const per = shape[1] * shape[2] * shape[3];
       const images = new Float32Array((to - from) * per);
@@ -209,6 +203,27 @@ export class DDPMPipeline {
   destroy(): void {
     this.weights.destroy();
   }
+}
+
+/** Height and width of images that halve at each resolution. */
+function smallest({ block_out_channels: { length } }: UNet2DConfig): [number, number] {
+  return [2 ** length, 2 ** length];
+}
+
+/** A UNet2DModel as samplers take it. */
+export function samplerModel(config: UNet2DConfig, bindings: (parameters: Parameters) => ReadonlyMap<Tensor, BufferView>): Pick<GpuSamplerOptions, 'model' | 'timeValues' | 'bindings'> {
+  const built: Parameters[] = [];
+  const build = (sample: Tensor, timestep: Tensor, classLabels: Tensor | undefined, hoist: NonNullable<ModelContext['hoist']>): Tensor => {
+    const { graph } = sample;
+    const parameters = new Parameters(graph);
+    built.push(parameters);
+    return unet2d({ graph, parameters, hoist }, config, { sample, timestep, ...(classLabels && { classLabels }) });
+  };
+  return {
+    model: (_, sample, timestep, labels, { hoist }) => build(sample, timestep, labels, hoist),
+    timeValues: (graph, timestep, labels) => hoistables('time', (hoist) => build(graph.input('sample', [timestep.shape[0]!, config.in_channels, ...smallest(config)]), timestep, labels, hoist)),
+    bindings: () => new Map(built.flatMap((parameters) => [...bindings(parameters)])),
+  };
 }
 
 function parseGuidance(json: Record<string, unknown>, file: string, unet: UNet2DConfig): ClassGuidance {

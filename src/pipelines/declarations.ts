@@ -1,15 +1,26 @@
 /** Models that several pipelines have, as components: how their configs are read and their weights named. */
-import { autoencoderHalf, decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { currentName } from '../io/names';
+import { autoencoderHalf, decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import type { AdditionConfig } from '../model/added_conditions';
 import { clipText, parseCLIPTextConfig, type CLIPTextConfig } from '../model/clip';
 import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
-import type { ComponentOptions } from './component';
+import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
+import type { Component, ComponentOptions } from './component';
+import type { LatentDecoder } from './preview';
 
-export const clipTextEncoder = ({ projection = false } = {}): ComponentOptions<CLIPTextConfig> => ({
-  name: 'text_encoder',
+export const clipTextEncoder = ({ projection = false, name = 'text_encoder' } = {}): ComponentOptions<CLIPTextConfig> => ({
+  name,
   weights: 'model',
   parse: parseCLIPTextConfig,
   declare: (ctx, config) => void clipText(ctx, config, { inputIds: ctx.graph.input('input_ids', [1, 1], 'i32') }, { projection }),
+  // transformers 5 writes a CLIPTextModel without the prefix.
+  load: { rename: (key) => currentName(key.replace(/^(?=(embeddings|encoder|final_layer_norm)\.)/, 'text_model.')) },
 });
+
+/** Widths of text_embeds and time_ids, where a config has a `text_time` condition; it says only what the two take together. */
+export function addedSizes({ addition_embed_type: type, addition_time_embed_dim: each, projection_class_embeddings_input_dim: all }: AdditionConfig, timeIds = 6): { textEmbeds?: number; timeIds?: number } {
+  return type === 'text_time' ? { textEmbeds: all! - timeIds * each!, timeIds } : {};
+}
 
 export const conditionUNet = (name: string): ComponentOptions<UNet2DConditionConfig> => ({
   name,
@@ -17,9 +28,19 @@ export const conditionUNet = (name: string): ComponentOptions<UNet2DConditionCon
   parse: parseUNet2DConditionConfig,
   declare(ctx, config) {
     const side = 2 ** config.block_out_channels.length;
-    unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
+    unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, side, side], tokens: 1, timestepCond: true, ...addedSizes(config) }));
   },
   layersPerBlock: (config) => config.layers_per_block[0]!,
+});
+
+export const pixelUNet = (name: string): ComponentOptions<UNet2DConfig> => ({
+  name,
+  weights: 'diffusion_pytorch_model',
+  parse: parseUNet2DConfig,
+  declare(ctx, config) {
+    const side = 2 ** config.block_out_channels.length;
+    unet2d(ctx, config, unet2dInputs(ctx, config, [1, side, side]));
+  },
 });
 
 export const autoencoder: ComponentOptions<AutoencoderKLConfig> = {
@@ -38,3 +59,10 @@ export const latentDecoder: ComponentOptions<AutoencoderKLConfig> = {
   declare: (ctx, config) => void decodeLatent(ctx, config, ctx.graph.input('latent', [1, config.latent_channels, 1, 1])),
   load: { rename: autoencoderHalf('decoder') },
 };
+
+/** A component as a decoder of latents alone. */
+export const latentDecoderOf = (vae: Component<AutoencoderKLConfig>): LatentDecoder => ({
+  channels: vae.config.latent_channels,
+  factor: latentFactor(vae.config),
+  decode: async (latents, shape) => (await vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', shape, latents))) }))).decoded,
+});

@@ -15,7 +15,7 @@ import { parseT5Config, t5Encoder, type T5Config } from '../model/t5';
 import { unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createSampler, noiseTables, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions } from './component';
+import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions, type LoadingOptions } from './component';
 import { conditionUNet } from './declarations';
 import { guided, Progress, runStage, stageSeed, toImages, type PipelineCall, type PipelineImages } from './stage';
 
@@ -69,14 +69,14 @@ const t5Encoding: ComponentOptions<T5Config> = {
   declare: (ctx, config) => void t5Encoder(ctx, config, { inputIds: ctx.graph.input('input_ids', [1, 1], 'i32') }),
 };
 
-async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string): Promise<Components> {
+async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string, loading: LoadingOptions): Promise<Components> {
   await checkPipelineClass(folder, pipeline);
-  const unet = await Component.open(engine, folder, conditionUNet('unet'));
+  const unet = await Component.open(engine, folder, conditionUNet('unet'), loading);
   const hasText = await folder.has('text_encoder/config.json');
   return {
     unet,
     scheduler: await openScheduler(folder),
-    ...(hasText && { text: { encoder: await Component.open(engine, folder, t5Encoding), tokenizer: await loadTokenizer(folder) } }),
+    ...(hasText && { text: { encoder: await Component.open(engine, folder, t5Encoding, loading), tokenizer: await loadTokenizer(folder) } }),
   };
 }
 
@@ -86,6 +86,10 @@ abstract class IFBase {
     readonly name: string,
     protected readonly components: Components,
   ) {}
+
+  get scheduler(): SchedulerConfig {
+    return this.components.scheduler;
+  }
 
   /** Token ids and mask of texts, as the text encoder sees them: lower case, 77 tokens. */
   tokenize(prompts: readonly string[]): TokenBatch {
@@ -170,8 +174,8 @@ abstract class IFBase {
 /** Text to a small image (64×64 in the public checkpoints): T5, pixel U-Net with learned variance, dynamic thresholding. */
 export class IFPipeline extends IFBase {
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<IFPipeline> {
-    return new IFPipeline(engine, 'IFPipeline', await openComponents(engine, folder, 'IFPipeline'));
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<IFPipeline> {
+    return new IFPipeline(engine, 'IFPipeline', await openComponents(engine, folder, 'IFPipeline', loading));
   }
 
   /** guidance_scale is 7 and num_inference_steps 100 by default. */
@@ -193,14 +197,14 @@ export class IFSuperResolutionPipeline extends IFBase {
     check(unet.config.in_channels % 2 === 0, 'config', () => `${unet.folder.name}/unet/config.json: in_channels ${unet.config.in_channels} must be even: a sample and the enlarged image`);
   }
 
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<IFSuperResolutionPipeline> {
-    const components = await openComponents(engine, folder, 'IFSuperResolutionPipeline');
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<IFSuperResolutionPipeline> {
+    const components = await openComponents(engine, folder, 'IFSuperResolutionPipeline', loading);
     return new IFSuperResolutionPipeline(engine, components, await openScheduler(folder, 'image_noising_scheduler'));
   }
 
   /** guidance_scale is 4 and num_inference_steps 50 by default. */
   async generate(call: IFSuperResolutionCall): Promise<PipelineImages> {
-    const { image, noise_level = 250, generator, seed = 0 } = call;
+    const { image, noise_level = 250, generator, seed = 0, sampleOffset = 0 } = call;
     const { config } = this.components.unet;
     const size = call.size ?? config.sample_size;
     check(size, 'input', () => `${this.name}: the U-Net's config has no sample_size, so give a size`);
@@ -215,7 +219,7 @@ export class IFSuperResolutionPipeline extends IFBase {
     const draw = (stream: number): Float32Array => {
       if (generator) return generator.randn(shape);
       const all = new Float32Array(numel(shape));
-      for (let i = 0; i < n!; i++) all.set(normals(stageSeed(seed, 1), { index: i, step: 0, stream }, per), i * per);
+      for (let i = 0; i < n!; i++) all.set(normals(stageSeed(seed, 1), { index: sampleOffset + i, step: 0, stream }, per), i * per);
       return all;
     };
     const [latents, noise] = [draw(RngStream.noise), draw(RngStream.condition)];

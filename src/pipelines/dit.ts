@@ -1,13 +1,16 @@
 /** Class-conditional latent diffusion with a transformer: diffusers' DiTPipeline (Peebles & Xie 2023; model_index.json, transformer/, vae/, scheduler/). */
 import type { Engine } from '../engine/device';
 import { check } from '../engine/errors';
+import type { Tensor } from '../engine/graph';
 import type { ModelFolder } from '../io/folder';
-import { decodeLatent, latentFactor, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { latentFactor, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import type { ModelContext } from '../model/layers';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
-import { checkPipelineClass, Component, openScheduler } from './component';
-import { latentDecoder } from './declarations';
-import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
+import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
+import { latentDecoder, latentDecoderOf } from './declarations';
+import type { LatentDecoder } from './preview';
+import { Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 export interface DiTCall extends PipelineCall {
   /** One class for each image, 0 to num_embeds_ada_norm − 1. */
@@ -30,17 +33,22 @@ export class DiTPipeline {
   ) {}
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<DiTPipeline> {
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<DiTPipeline> {
     await checkPipelineClass(folder, 'DiTPipeline');
     const transformer = await Component.open(engine, folder, {
       name: 'transformer',
       weights: 'diffusion_pytorch_model',
       parse: parseTransformer2DConfig,
       declare: (ctx, config) => void transformer2d(ctx, config, transformer2dInputs(ctx, config, [1, config.sample_size!, config.sample_size!])),
-    });
+    }, loading);
     const { patch_size: patch, num_embeds_ada_norm: classes } = transformer.config;
     check(patch !== null && classes !== null, 'config', () => `${folder.name}/transformer/config.json: DiTPipeline needs a model over patches with classes (patch_size, num_embeds_ada_norm)`);
-    return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder), await openScheduler(folder));
+    return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder, loading), await openScheduler(folder));
+  }
+
+  /** The autoencoder's decoder by itself. */
+  get latentDecoder(): LatentDecoder {
+    return latentDecoderOf(this.vae);
   }
 
   async generate(call: DiTCall): Promise<PipelineImages> {
@@ -55,7 +63,7 @@ export class DiTPipeline {
     const size = config.sample_size!;
     const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
-    const labels = Int32Array.from([...(guided(guidanceScale) ? class_labels.map(() => none) : []), ...class_labels]);
+    const model = (ctx: ModelContext, sample: Tensor, timestep: Tensor, classLabels: Tensor | undefined): Tensor => transformer2d(ctx, config, { sample, timestep, classLabels });
     const latents = await transformer.use((weights) =>
       runStage({
         engine,
@@ -65,11 +73,13 @@ export class DiTPipeline {
         guidanceScale,
         weights,
         progress,
-        model: (ctx, sample, timestep, inputs) => transformer2d(ctx, config, { sample, timestep, classLabels: inputs.add('class_labels', [labels.length], labels) }),
+        labels: { classes: Int32Array.from(class_labels), none },
+        model: (ctx, sample, timestep, _inputs, _step, labels) => model(ctx, sample, timestep, labels),
+        timeModel: model,
       }),
     );
     const side = size * latentFactor(vae.config);
-    const { decoded } = await vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', [n, config.in_channels, size, size], latents))) }));
+    const decoded = await this.latentDecoder.decode(latents, [n, config.in_channels, size, size]);
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);
     onRecord?.('image', images);

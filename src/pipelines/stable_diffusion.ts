@@ -1,7 +1,7 @@
 /**
  * Stable Diffusion 1 and 2 (Rombach et al. 2022) from a folder in diffusers' layout: text to image, image to image, inpainting with U-Nets of 4 and 9
- * channels, with or without a ControlNet. One object does what diffusers has a class for each: the arguments say which is meant.
- * Components are in GPU memory only while they are used, unless they are to be kept.
+ * channels, with or without ControlNets; latent consistency models. One object does what diffusers has a class for each: the arguments say which is
+ * meant. Components are in GPU memory only while they are used, unless they are to be kept. SDXL (stable_diffusion_xl.ts) differs in its text.
  */
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
@@ -9,22 +9,24 @@ import type { Tensor } from '../engine/graph';
 import { concat, slice } from '../engine/ops/copy';
 import { add, mul, shift, scale } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
+import { timestepFrequencies } from '../engine/ops/timestep_embedding';
 import { normals, RngStream } from '../engine/rng';
 import { numel, showShape, type Shape } from '../engine/shape';
 import type { NormalSource } from '../engine/torch_rng';
-import type { ModelFolder } from '../io/folder';
+import { asSubfolder, type ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
-import { decodeLatent, encodeImage, latentFactor, sampleLatent, scaleLatent, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
-import { clipText, type CLIPTextConfig } from '../model/clip';
-import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, type ControlNetConfig } from '../model/controlnet';
-import type { ModelContext } from '../model/layers';
+import { encodeImage, latentFactor, sampleLatent, scaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, sumResiduals, type ControlNetConfig } from '../model/controlnet';
+import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
-import { conditionInputs, unet2dCondition, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
+import { conditionInputs, unet2dCondition, type ConditionedConfig, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
-import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { Component, openScheduler, pipelineClass, repeatRows, textValues, type LoadedLora, type TextValues } from './component';
-import { autoencoder, clipTextEncoder, conditionUNet } from './declarations';
+import { loadTokenizer } from '../text/tokenizer';
+import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type LoadingOptions, type TextValues } from './component';
+import { addedSizes, autoencoder, clipTextEncoder, conditionUNet, latentDecoderOf } from './declarations';
+import type { LatentDecoder } from './preview';
+import { encodePrompts, joinRows, type EncodedPrompts, type PromptEncoder, type PromptOptions } from './encode_prompts';
 
 /** Images [N,C,H,W] with numbers in [0,1]. */
 export interface ImageBatch {
@@ -33,21 +35,21 @@ export interface ImageBatch {
 }
 
 /** Arguments under diffusers' names; what diffusers has no name for is in camel case. */
-export interface StableDiffusionOptions {
+export interface StableDiffusionOptions extends PromptOptions {
   readonly prompt: string | readonly string[];
   readonly negative_prompt?: string | readonly string[] | undefined;
   /** Of the image; the U-Net's sample_size by default. Multiples of the autoencoder's factor. */
   readonly height?: number | undefined;
   readonly width?: number | undefined;
   readonly num_inference_steps?: number | undefined;
-  /** 1 and less is none. */
+  /** 1 and less is none. A U-Net with time_cond_proj_dim (latent consistency models) is told the scale instead of being evaluated twice. */
   readonly guidance_scale?: number | undefined;
   /** Lin et al. 2023, section 3.4. */
   readonly guidance_rescale?: number | undefined;
   readonly num_images_per_prompt?: number | undefined;
   readonly eta?: number | undefined;
-  /** Layers of the text encoder that are left out at its end. */
-  readonly clip_skip?: number | undefined;
+  /** Latent consistency models: steps that they were distilled with. */
+  readonly original_inference_steps?: number | undefined;
   /** Standard normal start noise [N,C,h,w]. */
   readonly latents?: Float32Array | undefined;
   /** An image to begin with (image to image), or to be painted into. */
@@ -56,13 +58,13 @@ export interface StableDiffusionOptions {
   readonly mask_image?: ImageBatch | undefined;
   /** How far to go back into noise: 0.8 by default for images, 1 with a mask. */
   readonly strength?: number | undefined;
-  /** What the ControlNet reads (diffusers: `image` of the ControlNet pipelines). */
-  readonly control_image?: ImageBatch | undefined;
-  readonly controlnet_conditioning_scale?: number | undefined;
+  /** What the ControlNet reads (diffusers: `image` of the ControlNet pipelines); a list for several, as are the following. */
+  readonly control_image?: ImageBatch | readonly ImageBatch[] | undefined;
+  readonly controlnet_conditioning_scale?: number | readonly number[] | undefined;
   readonly guess_mode?: boolean | undefined;
   /** Parts of the steps between which the ControlNet acts. */
-  readonly control_guidance_start?: number | undefined;
-  readonly control_guidance_end?: number | undefined;
+  readonly control_guidance_start?: number | readonly number[] | undefined;
+  readonly control_guidance_end?: number | readonly number[] | undefined;
   /** `scale` multiplies the strength of all LoRA files. */
   readonly cross_attention_kwargs?: { readonly scale?: number } | undefined;
   /** Where normal draws come from, in diffusers' order: torch's generators, or a record. By default image i is a function of (seed, sampleOffset + i). */
@@ -78,11 +80,24 @@ export interface StableDiffusionOptions {
   readonly onRecord?: ((name: string, value: Float32Array) => void) | undefined;
 }
 
-export interface PromptEmbeddings {
-  readonly inputIds: Int32Array;
-  /** [N, tokens, width]. */
+/** Texts as a trajectory reads them; rows are [negative; positive] where it is guided. */
+export interface TextConditions {
+  /** [rows, tokens, width]. */
   readonly embeds: Float32Array;
-  readonly shape: readonly [number, number, number];
+  /** Of the embeddings, without the rows. */
+  readonly shape: readonly [tokens: number, width: number];
+  /** Pooled text [rows, D] and sizes [rows, K], of SDXL. */
+  readonly added?: { readonly text_embeds: Float32Array; readonly time_ids: Float32Array };
+}
+
+/** What {@link TextConditions} are made of. */
+export interface PromptBatch {
+  readonly prompts: readonly string[];
+  /** As many as prompts; undefined where none was given. */
+  readonly negative: readonly string[] | undefined;
+  readonly guided: boolean;
+  /** [height, width] of the images. */
+  readonly size: readonly [number, number];
 }
 
 interface Size {
@@ -102,56 +117,75 @@ interface Start {
   readonly noise: Float32Array | undefined;
 }
 
-export interface StableDiffusionPipelineOptions {
-  /** Keep weights in GPU memory between calls: faster, and the sum of the components at once. */
-  readonly keep?: boolean;
+export interface StableDiffusionPipelineOptions extends LoadingOptions {
+  /** Folders of ControlNets; the pipeline's own sub-folder `controlnet` by default, where there is one. */
+  readonly controlnets?: readonly ModelFolder[];
 }
 
-const list = (text: string | readonly string[]): readonly string[] => (typeof text === 'string' ? [text] : text);
+/** One text or several as a list. */
+export const list = (text: string | readonly string[]): readonly string[] => (typeof text === 'string' ? [text] : text);
 
-export class StableDiffusionPipeline {
+const controlNetOptions: ComponentOptions<ControlNetConfig> = {
+  name: 'controlnet',
+  weights: 'diffusion_pytorch_model',
+  parse: parseControlNetConfig,
+  declare(ctx, config) {
+    const side = 2 ** config.block_out_channels.length;
+    controlNet(ctx, config, controlNetInputs(ctx, config, { sample: [1, side, side], tokens: 1, ...addedSizes(config) }));
+  },
+};
+
+/** What all Stable Diffusion pipelines have. */
+export interface StableDiffusionComponents {
+  readonly engine: Engine;
+  readonly name: string;
+  readonly unet: Component<UNet2DConditionConfig>;
+  readonly vae: Component<AutoencoderKLConfig>;
+  readonly scheduler: SchedulerConfig;
+  readonly controlnets: readonly Component<ControlNetConfig>[];
+}
+
+/** Opens what all Stable Diffusion pipelines have; configs are checked here, weights are read when they are used. */
+export async function openStableDiffusion(engine: Engine, folder: ModelFolder, { controlnets, ...loading }: StableDiffusionPipelineOptions): Promise<StableDiffusionComponents> {
+  const unet = await Component.open(engine, folder, conditionUNet('unet'), loading);
+  const vae = await Component.open(engine, folder, autoencoder, loading);
+  const { in_channels: channels } = unet.config;
+  const latent = vae.config.latent_channels;
+  check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
+  const own = (await folder.has('controlnet/config.json')) ? [await Component.open(engine, folder, controlNetOptions, loading)] : [];
+  const given = controlnets && (await Promise.all(controlnets.map((each) => Component.open(engine, asSubfolder(each, 'controlnet'), controlNetOptions, loading))));
+  return { engine, name: folder.name, unet, vae, scheduler: await openScheduler(folder), controlnets: given ?? own };
+}
+
+/** Defaults of a pipeline's call, where diffusers has another one for each class. */
+export interface StableDiffusionDefaults {
+  readonly guidance_scale: number;
+  readonly num_inference_steps: number;
+  /** For images, and with a mask. */
+  readonly strength: readonly [image: number, mask: number];
+}
+
+/** Everything but the text. */
+export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
   private loras: LoadedLora[] = [];
+  readonly engine: Engine;
+  readonly name: string;
+  readonly unet: Component<UNet2DConditionConfig>;
+  readonly vae: Component<AutoencoderKLConfig>;
+  readonly scheduler: SchedulerConfig;
+  readonly controlnets: readonly Component<ControlNetConfig>[];
 
-  private constructor(
-    readonly engine: Engine,
-    readonly name: string,
-    readonly tokenizer: Tokenizer,
-    readonly textEncoder: Component<CLIPTextConfig>,
-    readonly unet: Component<UNet2DConditionConfig>,
-    readonly vae: Component<AutoencoderKLConfig>,
-    readonly scheduler: SchedulerConfig,
-    readonly controlnet: Component<ControlNetConfig> | undefined,
-  ) {}
-
-  /** Opens a folder; a sub-folder `controlnet` is used where there is one. All configs are checked here, weights are read when they are used. */
-  static async fromFolder(engine: Engine, folder: ModelFolder, { keep = false }: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
-    const kind = await pipelineClass(folder);
-    if (!/^StableDiffusion(Img2Img|Inpaint|ControlNet\w*)?Pipeline$/.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
-    const textEncoder = await Component.open(engine, folder, clipTextEncoder(), keep);
-    const unet = await Component.open(engine, folder, conditionUNet('unet'), keep);
-    const vae = await Component.open(engine, folder, autoencoder, keep);
-    const controlnet = (await folder.has('controlnet/config.json'))
-      ? await Component.open(
-          engine,
-          folder,
-          {
-            name: 'controlnet',
-            weights: 'diffusion_pytorch_model',
-            parse: parseControlNetConfig,
-            declare(ctx, config) {
-              const side = 2 ** config.block_out_channels.length;
-              controlNet(ctx, config, controlNetInputs(ctx, config, { sample: [1, side, side], tokens: 1 }));
-            },
-          },
-          keep,
-        )
-      : undefined;
-    const { addition_embed_type: addition, in_channels: channels } = unet.config;
-    check(addition === null, 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
-    const latent = vae.config.latent_channels;
-    check(channels === latent || channels === 2 * latent + 1, 'config', () => `${folder.name}/unet: ${channels} input channels; ${latent} are for latents, ${2 * latent + 1} for inpainting (latents, mask, masked image)`);
-    return new StableDiffusionPipeline(engine, folder.name, await loadTokenizer(folder), textEncoder, unet, vae, await openScheduler(folder), controlnet);
+  protected constructor(
+    { engine, name, unet, vae, scheduler, controlnets }: StableDiffusionComponents,
+    readonly defaults: StableDiffusionDefaults,
+  ) {
+    [this.engine, this.name, this.unet, this.vae, this.scheduler, this.controlnets] = [engine, name, unet, vae, scheduler, controlnets];
   }
+
+  /** The texts of a call, row by row. */
+  protected abstract conditions(options: O, batch: PromptBatch): Promise<TextConditions>;
+
+  protected abstract readonly textEncoders: readonly PromptEncoder[];
 
   /** Adds a LoRA file to U-Net and text encoder from the next call on; `scale` is its strength. The caller closes the file when it is done with it. */
   loadLoraWeights(store: TensorStore, scale = 1): void {
@@ -163,25 +197,13 @@ export class StableDiffusionPipeline {
     this.loras = [];
   }
 
-  private scaledLoras({ cross_attention_kwargs: kwargs }: Pick<StableDiffusionOptions, 'cross_attention_kwargs'>): LoadedLora[] {
+  protected scaledLoras({ cross_attention_kwargs: kwargs }: Pick<StableDiffusionOptions, 'cross_attention_kwargs'>): LoadedLora[] {
     return this.loras.map(({ store, scale }) => ({ store, scale: scale * (kwargs?.scale ?? 1) }));
   }
 
-  /** Token ids and states of the text encoder, prompt by prompt. */
-  async encodePrompt(prompts: readonly string[], options: Pick<StableDiffusionOptions, 'clip_skip' | 'cross_attention_kwargs'> = {}): Promise<PromptEmbeddings> {
-    const { config, json } = this.textEncoder;
-    const tokens: TokenBatch = this.tokenizer.batch(prompts, Math.min(this.tokenizer.modelMaxLength, config.max_position_embeddings));
-    const masked = json.use_attention_mask === true;
-    const { embeds } = await this.textEncoder.run((ctx, inputs) => {
-      const inputIds = inputs.add('input_ids', tokens.shape, tokens.inputIds);
-      return { embeds: clipText(ctx, config, { inputIds, ...(masked && { attentionMask: inputs.add('attention_mask', tokens.shape, tokens.attentionMask) }) }).skip(options.clip_skip ?? 0) };
-    }, this.scaledLoras(options));
-    return { inputIds: tokens.inputIds, embeds, shape: [prompts.length, tokens.shape[1], config.hidden_size] };
-  }
-
   /** Generates images [N,C,H,W] in [0,1]; those of one prompt follow each other. The whole trajectory is computed without a read-back. */
-  async generate(options: StableDiffusionOptions): Promise<ImageBatch> {
-    const { num_inference_steps: count = 50, guidance_scale: guidanceScale = 7.5, onRecord } = options;
+  async generate(options: O): Promise<ImageBatch> {
+    const { num_inference_steps: count = this.defaults.num_inference_steps, guidance_scale: guidanceScale = this.defaults.guidance_scale, onRecord } = options;
     const prompts = list(options.prompt);
     check(prompts.length > 0, 'input', () => 'there is no prompt');
     const perPrompt = options.num_images_per_prompt ?? 1;
@@ -189,10 +211,12 @@ export class StableDiffusionPipeline {
     const inpainting = options.mask_image !== undefined;
     check(this.unet.config.in_channels === this.vae.config.latent_channels || inpainting, 'input', () => `${this.name}: this U-Net paints into images: give image and mask_image`);
     check(!inpainting || options.image, 'input', () => 'mask_image was given without the image that it belongs to');
-    check((options.control_image !== undefined) === (this.controlnet !== undefined), 'input', () => (this.controlnet ? `${this.name} has a ControlNet: give control_image` : `${this.name} has no ControlNet to read control_image`));
+    const controlImages = listOf(options.control_image);
+    const nets = this.controlnets.length;
+    check(controlImages.length === nets, 'input', () => (nets ? `${this.name} has ${nets === 1 ? 'a ControlNet' : `${nets} ControlNets`}: give control_image, one for each; got ${controlImages.length}` : `${this.name} has no ControlNet to read control_image`));
 
     const config = options.scheduler ?? this.scheduler;
-    const strength = options.strength ?? (inpainting ? 1 : 0.8);
+    const strength = options.strength ?? this.defaults.strength[inpainting ? 1 : 0];
     check(strength >= 0 && strength <= 1, 'input', () => `strength ${strength} must be from 0 to 1`);
     const skipped = options.image ? Math.max(count - Math.min(Math.floor(count * strength), count), 0) : 0;
     const samplerOptions: SamplerOptions = {
@@ -200,28 +224,30 @@ export class StableDiffusionPipeline {
       // Heun evaluates every step twice.
       begin: skipped * (config._class_name === 'HeunDiscreteScheduler' ? 2 : 1),
       ...(options.eta !== undefined && config._class_name === 'DDIMScheduler' && { eta: options.eta }),
+      ...(options.original_inference_steps !== undefined && { original_inference_steps: options.original_inference_steps }),
     };
     check(!options.image || skipped < count, 'input', () => `strength ${strength} leaves none of ${count} steps`);
     const program = createSampler(config, samplerOptions);
     onRecord?.('timesteps', Float32Array.from(program.timesteps));
     if (program.sigmas) onRecord?.('sigmas', Float32Array.from(program.sigmas));
 
-    const guided = guidanceScale > 1;
-    const negative = options.negative_prompt === undefined ? [''] : list(options.negative_prompt);
-    check(negative.length === 1 || negative.length === prompts.length, 'input', () => `${negative.length} negative prompts for ${prompts.length} prompts`);
-    const all = guided ? [...prompts.map((_, i) => negative[i % negative.length]!), ...prompts] : prompts;
-    const text = await this.encodePrompt(all, options);
-    const hidden = repeatRows(text.embeds, all.length, all.length * perPrompt, { each: true, what: 'prompts' });
+    const guided = guidanceScale > 1 && this.unet.config.time_cond_proj_dim === null;
+    const negative = options.negative_prompt === undefined ? undefined : list(options.negative_prompt);
+    check(!negative || negative.length === 1 || negative.length === prompts.length, 'input', () => `${negative!.length} negative prompts for ${prompts.length} prompts`);
+    const factor = latentFactor(this.vae.config);
+    const text = await this.conditions(options, { prompts, negative: negative && prompts.map((_, i) => negative[i % negative.length]!), guided, size: [size.height * factor, size.width * factor] });
+    const rows = (guided ? 2 : 1) * prompts.length;
+    const each = (data: Float32Array): Float32Array => repeatRows(data, rows, rows * perPrompt, { each: true, what: 'prompts' });
+    const conditions: TextConditions = { ...text, embeds: each(text.embeds), ...(text.added && { added: { text_embeds: each(text.added.text_embeds), time_ids: each(text.added.time_ids) } }) };
 
     const latentShape: Shape = [size.batch, this.vae.config.latent_channels, size.height, size.width];
     const start = await this.start(options, size, latentShape, skipped > 0);
     const { generator } = options;
     const noise = generator && program.noiseDraws > 0 ? joinDraws(generator, latentShape, program.noiseDraws) : undefined;
 
-    const latents = await this.sample(options, { program, config, guided, skipped, start, noise, hidden, hiddenShape: [text.shape[1], text.shape[2]], latentShape, guidanceScale });
-    const factor = latentFactor(this.vae.config);
+    const latents = await this.sample(options, { program, config, guided, skipped, start, noise, text: conditions, latentShape, guidanceScale });
     const shape: Shape = [size.batch, this.vae.config.out_channels, size.height * factor, size.width * factor];
-    const { decoded } = await this.vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, this.vae.config, unscaleLatent(this.vae.config, inputs.add('latents', latentShape, latents))) }));
+    const decoded = await this.latentDecoder.decode(latents, latentShape);
     onRecord?.('decoded', decoded);
     const data = decoded.map((x) => Math.min(Math.max(x / 2 + 0.5, 0), 1));
     onRecord?.('image', data);
@@ -231,11 +257,12 @@ export class StableDiffusionPipeline {
   /** Batch, and height and width of the latents. */
   private size({ height, width, image, control_image: control }: StableDiffusionOptions, batch: number): Size {
     const factor = latentFactor(this.vae.config);
-    const given = image ?? control;
+    const controls = listOf(control);
+    const given = image ?? controls[0];
     const own = this.unet.config.sample_size;
     const pixels = [height ?? given?.shape[2] ?? (own && own[0] * factor), width ?? given?.shape[3] ?? (own && own[1] * factor)] as const;
     for (const side of pixels) check(side !== undefined && Number.isInteger(side) && side >= factor && side % factor === 0, 'input', () => `height ${pixels[0]} and width ${pixels[1]} must be multiples of ${factor}`);
-    for (const [name, batchOf] of Object.entries({ image, control_image: control })) {
+    for (const [name, batchOf] of [['image', image] as const, ...controls.map((each) => ['control_image', each] as const)]) {
       check(!batchOf || (batchOf.shape.length === 4 && batchOf.shape[2] === pixels[0] && batchOf.shape[3] === pixels[1] && batchOf.data.length === numel(batchOf.shape)), 'input', () => `${name} ${showShape(batchOf!.shape)} must be [N, C, ${pixels[0]}, ${pixels[1]}]: resize it first`);
     }
     return { batch, height: pixels[0]! / factor, width: pixels[1]! / factor };
@@ -282,55 +309,83 @@ export class StableDiffusionPipeline {
 
   private sample(options: StableDiffusionOptions, run: Trajectory): Promise<Float32Array> {
     const loras = this.scaledLoras(options);
-    return this.unet.use((unet) => (this.controlnet ? this.controlnet.use((control) => this.trajectory(options, run, unet, control)) : this.trajectory(options, run, unet, undefined)), loras);
+    const withNets = (unet: WeightStore, nets: readonly WeightStore[]): Promise<Float32Array> =>
+      nets.length < this.controlnets.length ? this.controlnets[nets.length]!.use((net) => withNets(unet, [...nets, net])) : this.trajectory(options, run, unet, nets);
+    return this.unet.use((unet) => withNets(unet, []), loras);
   }
 
-  private async trajectory(options: StableDiffusionOptions, run: Trajectory, unet: WeightStore, control: WeightStore | undefined): Promise<Float32Array> {
-    const { program, config, guided, skipped, start, latentShape, hidden, hiddenShape } = run;
+  private async trajectory(options: StableDiffusionOptions, run: Trajectory, unet: WeightStore, nets: readonly WeightStore[]): Promise<Float32Array> {
+    const { program, config, guided, skipped, start, latentShape, text } = run;
     const { onRecord, onPreview } = options;
     const [batch, channels, height, width] = latentShape as [number, number, number, number];
     const rows = guided ? 2 * batch : batch;
-    // In guess mode the ControlNet sees the prompt's half only.
-    const guess = guided && (options.guess_mode === true || this.controlnet?.config.global_pool_conditions === true);
+    // In guess mode a ControlNet sees the prompt's half only.
+    const guessMode = options.guess_mode === true || this.controlnets[0]?.config.global_pool_conditions === true;
+    const guess = guided && guessMode;
     const controlRows = guess ? batch : rows;
     const doubled = (x: Float32Array, times: number): Float32Array => repeatRows(x, batch, times * batch, { what: 'latents' });
-    const controlImage = options.control_image && repeatRows(options.control_image.data, options.control_image.shape[0]!, batch, { each: true, what: 'control_image' });
-    const inputs = {
-      encoder_hidden_states: hidden,
-      control_hidden_states: hidden.subarray(hidden.length - (hidden.length / rows) * controlRows),
-      ...(controlImage && { controlnet_cond: doubled(controlImage, controlRows / batch) }),
+    const lastRows = (x: Float32Array): Float32Array => x.subarray(x.length - (x.length / rows) * controlRows);
+    const controlImages = listOf(options.control_image);
+    const inputs: Record<string, Float32Array> = {
+      encoder_hidden_states: text.embeds,
+      control_hidden_states: lastRows(text.embeds),
+      ...(text.added && { ...text.added, control_text_embeds: lastRows(text.added.text_embeds), control_time_ids: lastRows(text.added.time_ids) }),
       ...(start.image && { image_latents: start.image }),
       ...(start.mask && { mask: start.mask }),
       ...(start.maskedImage && start.mask && { mask_input: doubled(start.mask, rows / batch), masked_image_latents: doubled(start.maskedImage, rows / batch) }),
     };
+    controlImages.forEach((image, i) => (inputs[`controlnet_cond.${i}`] = doubled(repeatRows(image.data, image.shape[0]!, batch, { each: true, what: 'control_image' }), controlRows / batch)));
+    const guidanceDim = this.unet.config.time_cond_proj_dim;
+    if (guidanceDim !== null) inputs.timestep_cond = repeatRows(guidanceEmbedding(run.guidanceScale, guidanceDim), 1, rows, { what: 'guidance' });
     const parameters: [Parameters, WeightStore][] = [];
     const held: TextValues[] = [];
     const levels = noiseLevels(config, program).slice(program.timesteps.length - program.steps.length);
     const inputLatents = (graph: Tensor['graph'], x: Tensor): Tensor =>
       start.maskedImage ? concat([x, graph.input('mask_input', [rows, 1, height, width]), graph.input('masked_image_latents', [rows, channels, height, width])], 1) : x;
+    const [tokens] = text.shape;
+    const added = addedSizes(this.unet.config, text.added && text.added.time_ids.length / rows);
     const unetOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, residuals?: ControlResiduals): Tensor =>
-      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [rows, height, width], tokens: hiddenShape[0] }, { sample, timestep }), control: residuals });
-    const controlOf = (ctx: ModelContext, sample: Tensor, timestep: Tensor, conditioningScale: Tensor | number): ControlResiduals =>
-      controlNet(ctx, this.controlnet!.config, {
+      unet2dCondition(ctx, this.unet.config, { ...conditionInputs(ctx, this.unet.config, { sample: [sample.shape[0]!, height, width], tokens, timestepCond: guidanceDim !== null, ...added }, { sample, timestep }), control: residuals });
+    const controlOf = (i: number, ctx: ModelContext, sample: Tensor, timestep: Tensor, conditioningScale: Tensor | number): ControlResiduals => {
+      const net = this.controlnets[i]!.config;
+      const { shape } = controlImages[i]!;
+      return controlNet(ctx, net, {
         sample,
         timestep,
-        encoderHiddenStates: ctx.graph.input('control_hidden_states', [controlRows, ...hiddenShape]),
-        controlnetCond: ctx.graph.input('controlnet_cond', [controlRows, options.control_image!.shape[1]!, options.control_image!.shape[2]!, options.control_image!.shape[3]!]),
+        encoderHiddenStates: ctx.graph.input('control_hidden_states', [sample.shape[0]!, ...text.shape]),
+        controlnetCond: ctx.graph.input(`controlnet_cond.${i}`, [sample.shape[0]!, ...shape.slice(1)]),
+        ...(net.addition_embed_type === 'text_time' && added.timeIds && { added: { textEmbeds: ctx.graph.input('control_text_embeds', [controlRows, added.textEmbeds!]), timeIds: ctx.graph.input('control_time_ids', [controlRows, added.timeIds]) } }),
         conditioningScale,
-        guessMode: options.guess_mode === true || this.controlnet!.config.global_pool_conditions,
+        guessMode,
       });
+    };
     const leaves = (ctx: ModelContext, n: number, sampleChannels: number): [Tensor, Tensor] => [ctx.graph.input('sample', [n, sampleChannels, height, width]), ctx.graph.input('timestep', [n])];
 
     try {
       const unetText = await textValues(this.engine, unet, inputs, (ctx) => void unetOf(ctx, ...leaves(ctx, rows, this.unet.config.in_channels)));
       held.push(unetText);
-      const controlText = control && (await textValues(this.engine, control, inputs, (ctx) => void controlOf(ctx, ...leaves(ctx, controlRows, channels), 1)));
-      if (controlText) held.push(controlText);
-      const contextOf = (graph: Tensor['graph'], weights: WeightStore, text: TextValues): ModelContext => {
+      const netTexts: TextValues[] = [];
+      for (const [i, net] of nets.entries()) {
+        const values = await textValues(this.engine, net, inputs, (ctx) => void controlOf(i, ctx, ...leaves(ctx, controlRows, channels), 1));
+        netTexts.push(values);
+        held.push(values);
+      }
+      const contextOf = (graph: Tensor['graph'], weights: WeightStore, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
         const own = new Parameters(graph);
         parameters.push([own, weights]);
-        return { graph, parameters: own, hoist: text.hoist(graph) };
+        return { graph, parameters: own, hoist };
       };
+      // The models have layers of the same names.
+      const hoisted = (graph: Tensor['graph'], values: TextValues, step: StepContext, model: string): NonNullable<ModelContext['hoist']> => {
+        const ofText = values.hoist(graph);
+        return (value, compute) => (value.of === 'text' ? ofText(value, compute) : step.hoist({ path: `${model}${value.path}` }, compute));
+      };
+      const timeOf = (graph: Tensor['graph'], timestep: Tensor, weights: WeightStore, model: string, build: (ctx: ModelContext, sample: Tensor) => unknown): [string, Tensor][] => {
+        const sample = graph.input('sample', [timestep.shape[0]!, model ? channels : this.unet.config.in_channels, height, width]);
+        return [...hoistables('time', (hoist) => build(contextOf(graph, weights, hoist), sample))].map(([path, value]) => [`${model}${path}`, value]);
+      };
+      // Where text, sizes or a guidance scale join the time embedding, it is no function of the time step alone.
+      const timeAlone = ({ addition_embed_type: addition, class_embed_type: kind, num_class_embeds: classes, time_cond_proj_dim: condition }: ConditionedConfig): boolean => addition === null && kind === null && classes === null && condition === null;
       const sampler = await createGpuSampler(this.engine, {
         program,
         shape: [batch, channels, height, width],
@@ -338,17 +393,22 @@ export class StableDiffusionPipeline {
           const sample = inputLatents(graph, x);
           step.record('unet_input', sample);
           let residuals: ControlResiduals | undefined;
-          if (control && controlText) {
+          if (nets.length) {
             const half = (t: Tensor): Tensor => (guess ? slice(t, 0, batch, batch) : t);
-            const own = controlOf(contextOf(graph, control, controlText), half(x), half(timestep), this.controlScale(options, step, program.steps.length));
-            residuals = guess ? forPositiveHalf(own) : own;
+            const all = sumResiduals(nets.map((net, i) => controlOf(i, contextOf(graph, net, hoisted(graph, netTexts[i]!, step, `controlnet.${i}.`)), half(x), half(timestep), this.controlScale(options, i, step, program.steps.length))));
+            residuals = guess ? forPositiveHalf(all) : all;
           }
-          return unetOf(contextOf(graph, unet, unetText), sample, timestep, residuals);
+          return unetOf(contextOf(graph, unet, hoisted(graph, unetText, step, '')), sample, timestep, residuals);
         },
+        timeValues: (graph, timestep) =>
+          new Map([
+            ...(timeAlone(this.unet.config) ? timeOf(graph, timestep, unet, '', (ctx, sample) => unetOf(ctx, sample, timestep)) : []),
+            ...nets.flatMap((net, i) => (timeAlone(this.controlnets[i]!.config) ? timeOf(graph, timestep, net, `controlnet.${i}.`, (ctx, sample) => controlOf(i, ctx, sample, timestep, 1)) : [])),
+          ]),
         // At full strength nothing of the image is left in the start of inpainting.
         ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
         ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),
-        bindings: () => new Map([...parameters.flatMap(([own, weights]) => [...weights.bindings(own)]), ...held.flatMap((text) => [...text.bindings])]),
+        bindings: () => new Map([...parameters.flatMap(([own, weights]) => [...weights.bindings(own)]), ...held.flatMap((values) => [...values.bindings])]),
         seed: options.seed ?? 0,
         sampleOffset: options.sampleOffset ?? 0,
         latents: start.noise ?? null,
@@ -381,21 +441,83 @@ export class StableDiffusionPipeline {
         sampler.destroy();
       }
     } finally {
-      for (const text of held) text.destroy();
+      for (const values of held) values.destroy();
     }
   }
 
-  /** Strength of the ControlNet: a number, or one for each step where it does not act in all of them. */
-  private controlScale(o: StableDiffusionOptions, step: StepContext, count: number): Tensor | number {
-    const { controlnet_conditioning_scale: strength = 1, control_guidance_start: from = 0, control_guidance_end: to = 1 } = o;
+  /** Strength of ControlNet `net`: a number, or one for each step where it does not act in all of them. */
+  private controlScale(o: StableDiffusionOptions, net: number, step: StepContext, count: number): Tensor | number {
+    const of = (value: number | readonly number[] | undefined, fallback: number): number => (typeof value === 'number' ? value : (value?.[net] ?? fallback));
+    const [strength, from, to] = [of(o.controlnet_conditioning_scale, 1), of(o.control_guidance_start, 0), of(o.control_guidance_end, 1)];
     if (from <= 0 && to >= 1) return strength;
-    return reshape(step.perStep('controlnet_scale', Array.from({ length: count }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
+    return reshape(step.perStep(`controlnet_scale.${net}`, Array.from({ length: count }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
+  }
+
+  /** The autoencoder's decoder by itself. */
+  get latentDecoder(): LatentDecoder {
+    return latentDecoderOf(this.vae);
   }
 
   /** Frees what is kept in GPU memory. */
   destroy(): void {
-    for (const component of [this.textEncoder, this.unet, this.vae, this.controlnet]) component?.destroy();
+    for (const component of [...this.textEncoders.map(({ encoder }) => encoder), this.unet, this.vae, ...this.controlnets]) component.destroy();
   }
+}
+
+/** Stable Diffusion 1 and 2, and latent consistency models made of them. */
+export class StableDiffusionPipeline extends StableDiffusionBase<StableDiffusionOptions> {
+  private constructor(
+    components: StableDiffusionComponents,
+    private readonly text: PromptEncoder,
+    defaults: StableDiffusionDefaults,
+  ) {
+    super(components, defaults);
+  }
+
+  /** Opens a folder. All configs are checked here, weights are read when they are used. */
+  static async fromFolder(engine: Engine, folder: ModelFolder, options: StableDiffusionPipelineOptions = {}): Promise<StableDiffusionPipeline> {
+    const kind = await pipelineClass(folder);
+    if (!stableDiffusionClass.test(kind)) throw new BruitError('config', `${folder.name}: model_index.json names ${kind}, which is not a Stable Diffusion 1 or 2 pipeline`);
+    const components = await openStableDiffusion(engine, folder, options);
+    const { addition_embed_type: addition } = components.unet.config;
+    // "text" pools the same text, so the pipeline has all that it needs.
+    check(addition === null || addition === 'text', 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
+    const text = { encoder: await Component.open(engine, folder, clipTextEncoder(), options), tokenizer: await loadTokenizer(folder) };
+    const consistency = kind.startsWith('LatentConsistencyModel');
+    return new StableDiffusionPipeline(components, text, { guidance_scale: consistency ? 8.5 : 7.5, num_inference_steps: consistency ? 4 : 50, strength: [0.8, 1] });
+  }
+
+  protected get textEncoders(): readonly PromptEncoder[] {
+    return [this.text];
+  }
+
+  /** Token ids and states of the text encoder, prompt by prompt. */
+  encodePrompt(prompts: readonly string[], options: PromptOptions & Pick<StableDiffusionOptions, 'cross_attention_kwargs'> = {}): Promise<EncodedPrompts> {
+    return encodePrompts(this.text, prompts, { ...options, states: (out, skip) => out.skip(skip), loras: this.scaledLoras(options) });
+  }
+
+  protected async conditions(options: StableDiffusionOptions, { prompts, negative = prompts.map(() => ''), guided }: PromptBatch): Promise<TextConditions> {
+    const { embeds, unskipped, shape } = await this.encodePrompt(guided ? [...negative, ...prompts] : prompts, options);
+    const half = guided ? embeds.length / 2 : 0;
+    return { embeds: joinRows(unskipped.subarray(0, half), embeds.subarray(half)), shape: [shape[1], shape[2]] };
+  }
+}
+
+/** Classes of model_index.json that {@link StableDiffusionPipeline} runs. */
+export const stableDiffusionClass = /^(StableDiffusion(Img2Img|Inpaint|ControlNet\w*)?|LatentConsistencyModel(Img2Img)?)Pipeline$/;
+
+const listOf = <T extends object>(value: T | readonly T[] | undefined): readonly T[] => (value === undefined ? [] : Array.isArray(value) ? (value as readonly T[]) : [value as T]);
+
+/** What a latent consistency model is told of the guidance scale w + 1: sinusoids of 1000·w [dim] (Luo et al. 2023), 0 at an odd end. */
+function guidanceEmbedding(scale: number, dim: number): Float32Array {
+  const frequencies = timestepFrequencies({ dim, freqShift: 1 });
+  const out = new Float32Array(dim);
+  const w = Math.fround(Math.fround(scale - 1) * 1000);
+  frequencies.forEach((f, i) => {
+    const angle = Math.fround(w * f);
+    [out[i], out[frequencies.length + i]] = [Math.sin(angle), Math.cos(angle)];
+  });
+  return out;
 }
 
 /** What a trajectory is computed from. */
@@ -407,9 +529,7 @@ interface Trajectory {
   readonly start: Start;
   /** Draws of the scheduler, where they are given. */
   readonly noise: Float32Array | undefined;
-  /** [negative; positive] states of the text, [rows, tokens, width]. */
-  readonly hidden: Float32Array;
-  readonly hiddenShape: readonly [number, number];
+  readonly text: TextConditions;
   readonly latentShape: Shape;
   readonly guidanceScale: number;
 }

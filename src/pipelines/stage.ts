@@ -4,7 +4,7 @@ import type { Graph, Tensor } from '../engine/graph';
 import { slice } from '../engine/ops/copy';
 import type { NormalSource } from '../engine/torch_rng';
 import { numel } from '../engine/shape';
-import type { ModelContext } from '../model/layers';
+import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
 import type { SamplerProgram } from '../sampler/program';
 import { createGpuSampler, type GpuSamplerOptions, type SamplerPreview, type StepContext } from '../sampler/sample';
@@ -14,6 +14,10 @@ import { Inputs } from './component';
 export interface PipelineCall {
   /** Image i is a pure function of (seed, i) and the arguments; 0 by default. Without effect where a `generator` is given. */
   readonly seed?: number;
+  /** Number of the first image: parts of a larger job are images of their own. */
+  readonly sampleOffset?: number;
+  /** x_t and the predicted x0 after every step of the stage that makes the image, some time after the step. */
+  readonly onPreview?: (preview: SamplerPreview) => void;
   /** Where all normal draws come from, in the order in which diffusers draws: torch's generators, or recorded draws. */
   readonly generator?: NormalSource;
   readonly signal?: AbortSignal;
@@ -48,7 +52,11 @@ export interface Stage {
   /** u + guidanceScale · (c − u) where it is more than 1, as in diffusers: the model then sees a doubled batch, u's half first. */
   readonly guidanceScale?: number;
   readonly weights: WeightStore;
-  readonly model: (ctx: ModelContext, x: Tensor, timestep: Tensor, inputs: Inputs, step: StepContext) => Tensor;
+  /** Class of each image, and the class that stands for none under guidance. */
+  readonly labels?: { readonly classes: Int32Array; readonly none: number };
+  readonly model: (ctx: ModelContext, x: Tensor, timestep: Tensor, inputs: Inputs, step: StepContext, labels: Tensor | undefined) => Tensor;
+  /** Adds the model where its {@link hoistables} of the time step are computed for all steps at once; for models that embed nothing but the time step and `labels`. */
+  readonly timeModel?: (ctx: ModelContext, x: Tensor, timestep: Tensor, labels: Tensor | undefined) => unknown;
   readonly progress: Progress;
 }
 
@@ -89,24 +97,35 @@ export const recordSteps = (record: NonNullable<PipelineCall['onRecord']>, prefi
 
 /** Runs a stage; returns its last sample [N, C, H, W]. */
 export async function runStage(stage: Stage): Promise<Float32Array> {
-  const { engine, call, prefix = '', index = 0, program, shape, guidanceScale = 1, weights, model, progress } = stage;
-  const { generator, onRecord: record } = call;
-  let parameters: Parameters | undefined;
+  const { engine, call, prefix = '', index = 0, program, shape, guidanceScale = 1, weights, model, timeModel, labels, progress } = stage;
+  const { generator, onRecord: record, onPreview } = call;
+  const parameters: Parameters[] = [];
+  const contextOf = (graph: Graph, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
+    const own = new Parameters(graph);
+    parameters.push(own);
+    return { graph, parameters: own, hoist };
+  };
   let inputs: Inputs | undefined;
   const sampler = await createGpuSampler(engine, {
     program,
     shape,
-    model: (graph: Graph, x, timestep, _labels, step) => {
-      parameters = new Parameters(graph);
+    model: (graph: Graph, x, timestep, classes, step) => {
       inputs = new Inputs(graph);
-      const output = model({ graph, parameters }, x, timestep, inputs, step);
+      const output = model(contextOf(graph, step.hoist), x, timestep, inputs, step, classes);
       // As diffusers does: a variance that the scheduler does not read is no part of what it is given.
       return program.varianceHalf === 'unused' && output.shape[1] === 2 * shape[1] ? slice(output, 1, 0, shape[1]) : output;
     },
-    bindings: () => weights.bindings(parameters!),
+    ...(timeModel && {
+      timeValues: (graph: Graph, timestep: Tensor, classes: Tensor | undefined) =>
+        hoistables('time', (hoist) => timeModel(contextOf(graph, hoist), graph.input('sample', [timestep.shape[0]!, ...shape.slice(1)]), timestep, classes)),
+    }),
+    bindings: () => new Map(parameters.flatMap((own) => [...weights.bindings(own)])),
     seed: stageSeed(call.seed ?? 0, index),
+    sampleOffset: call.sampleOffset ?? 0,
     ...drawNoise(generator, program, shape, stage.latents),
-    ...(guided(guidanceScale) && { guidance: { scale: guidanceScale } }),
+    ...(labels && { labels: labels.classes }),
+    ...(guided(guidanceScale) && { guidance: { scale: guidanceScale, ...(labels && { nullLabel: labels.none }) } }),
+    preview: onPreview !== undefined,
     record: record !== undefined,
   });
   try {
@@ -115,7 +134,12 @@ export async function runStage(stage: Stage): Promise<Float32Array> {
     await sampler.run({
       ...(call.signal && { signal: call.signal }),
       onProgress: () => progress.tick(),
-      ...(record && { onPreview: recordSteps(record, prefix) }),
+      ...((record ?? onPreview) && {
+        onPreview: (preview: SamplerPreview) => {
+          if (record) recordSteps(record, prefix)(preview);
+          onPreview?.(preview);
+        },
+      }),
     });
     return await sampler.read();
   } finally {

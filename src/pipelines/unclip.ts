@@ -15,12 +15,12 @@ import { readJson, type ModelFolder } from '../io/folder';
 import { clipText, clipVision, parseCLIPVisionConfig, type CLIPTextConfig, type CLIPVisionConfig } from '../model/clip';
 import { parsePriorTransformerConfig, priorPostProcess, priorTransformer, priorTransformerInputs, type PriorTransformerConfig } from '../model/prior_transformer';
 import { parseUnCLIPTextProjConfig, unclipTextProj, type UnCLIPTextProjConfig } from '../model/unclip_text_proj';
-import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
+import { unet2d, type UNet2DConfig } from '../model/unet2d';
 import { unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createSampler, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer, type TokenBatch, type Tokenizer } from '../text/tokenizer';
-import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions } from './component';
-import { clipTextEncoder, conditionUNet } from './declarations';
+import { checkPipelineClass, Component, openScheduler, runOnce, type ComponentOptions, type LoadingOptions } from './component';
+import { clipTextEncoder, conditionUNet, pixelUNet } from './declarations';
 import { guided, Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
 
 interface DecodingCall extends PipelineCall {
@@ -105,25 +105,15 @@ const textProjection: ComponentOptions<UnCLIPTextProjConfig> = {
   },
 };
 
-const pixelUNet = (name: string): ComponentOptions<UNet2DConfig> => ({
-  name,
-  weights: 'diffusion_pytorch_model',
-  parse: parseUNet2DConfig,
-  declare(ctx, config) {
-    const side = 2 ** config.block_out_channels.length;
-    unet2d(ctx, config, unet2dInputs(ctx, config, [1, side, side]));
-  },
-});
-
-async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string): Promise<Components> {
+async function openComponents(engine: Engine, folder: ModelFolder, pipeline: string, loading: LoadingOptions): Promise<Components> {
   await checkPipelineClass(folder, pipeline);
   const components = {
-    textEncoder: await Component.open(engine, folder, clipTextEncoder({ projection: true })),
+    textEncoder: await Component.open(engine, folder, clipTextEncoder({ projection: true }), loading),
     tokenizer: await loadTokenizer(folder),
-    textProj: await Component.open(engine, folder, textProjection),
-    decoder: await Component.open(engine, folder, conditionUNet('decoder')),
-    superResFirst: await Component.open(engine, folder, pixelUNet('super_res_first')),
-    superResLast: await Component.open(engine, folder, pixelUNet('super_res_last')),
+    textProj: await Component.open(engine, folder, textProjection, loading),
+    decoder: await Component.open(engine, folder, conditionUNet('decoder'), loading),
+    superResFirst: await Component.open(engine, folder, pixelUNet('super_res_first'), loading),
+    superResLast: await Component.open(engine, folder, pixelUNet('super_res_last'), loading),
     decoderScheduler: await openScheduler(folder, 'decoder_scheduler'),
     superResScheduler: await openScheduler(folder, 'super_res_scheduler'),
   };
@@ -276,9 +266,9 @@ export class UnCLIPPipeline extends UnCLIPBase {
   }
 
   /** Reads the folder's configs; weights are loaded by calls, one component after another. */
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<UnCLIPPipeline> {
-    const components = await openComponents(engine, folder, 'UnCLIPPipeline');
-    return new UnCLIPPipeline(engine, components, await Component.open(engine, folder, { name: 'prior', weights: 'diffusion_pytorch_model', parse: parsePriorTransformerConfig, declare: (ctx, config) => void priorTransformer(ctx, config, priorTransformerInputs(ctx, config, 1)) }), await openScheduler(folder, 'prior_scheduler'));
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<UnCLIPPipeline> {
+    const components = await openComponents(engine, folder, 'UnCLIPPipeline', loading);
+    return new UnCLIPPipeline(engine, components, await Component.open(engine, folder, { name: 'prior', weights: 'diffusion_pytorch_model', parse: parsePriorTransformerConfig, declare: (ctx, config) => void priorTransformer(ctx, config, priorTransformerInputs(ctx, config, 1)) }, loading), await openScheduler(folder, 'prior_scheduler'));
   }
 
   async generate(call: UnCLIPCall): Promise<PipelineImages> {
@@ -290,9 +280,11 @@ export class UnCLIPPipeline extends UnCLIPBase {
     const { config } = this.prior;
     const n = prompt.length;
     const image = await this.prior.use(async (weights) => {
+      // What the prior predicts is no image.
+      const { onPreview: _, ...own } = call;
       const latents = await runStage({
         engine: this.engine,
-        call,
+        call: own,
         prefix: 'prior.',
         program: createSampler(call.schedulers?.prior ?? this.priorScheduler, { numInferenceSteps: prior_num_inference_steps }),
         shape: [n, config.embedding_dim, 1, 1],
@@ -327,14 +319,14 @@ export class UnCLIPImageVariationPipeline extends UnCLIPBase {
     super(engine, 'UnCLIPImageVariationPipeline', components);
   }
 
-  static async fromFolder(engine: Engine, folder: ModelFolder): Promise<UnCLIPImageVariationPipeline> {
-    const components = await openComponents(engine, folder, 'UnCLIPImageVariationPipeline');
+  static async fromFolder(engine: Engine, folder: ModelFolder, loading: LoadingOptions = {}): Promise<UnCLIPImageVariationPipeline> {
+    const components = await openComponents(engine, folder, 'UnCLIPImageVariationPipeline', loading);
     const encoder = await Component.open(engine, folder, {
       name: 'image_encoder',
       weights: 'model',
       parse: parseCLIPVisionConfig,
       declare: (ctx, config) => void clipVision(ctx, config, ctx.graph.input('pixels', [1, config.num_channels, config.image_size, config.image_size]), { projection: true }),
-    });
+    }, loading);
     return new UnCLIPImageVariationPipeline(engine, components, encoder, await imageStatistics(folder));
   }
 

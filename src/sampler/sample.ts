@@ -5,12 +5,13 @@
 import type { Engine } from '../engine/device';
 import { BruitError, check } from '../engine/errors';
 import { Graph, type HostData, type Tensor } from '../engine/graph';
-import { slice } from '../engine/ops/copy';
+import { concat, slice } from '../engine/ops/copy';
 import { embedding } from '../engine/ops/embedding';
 import { guidance as guide } from '../engine/ops/guidance';
 import { add, div, mul, scale, sqrt, square, sub } from '../engine/ops/pointwise';
 import { randomNormal } from '../engine/ops/random';
 import { samplerInput, samplerStep, type SamplerState, type SamplerStepOptions } from '../engine/ops/sampler_step';
+import { reshape } from '../engine/ops/reshape';
 import { copyInto } from '../engine/ops/state';
 import { mean } from '../engine/ops/sum';
 import { compile, tensorUsage, type BufferView, type CompileOptions, type Program } from '../engine/program';
@@ -41,6 +42,8 @@ export interface StepContext {
   perStep(name: string, rows: readonly (readonly number[])[]): Tensor;
   /** Keeps a value of each step for {@link SamplerPreview.recorded}; does nothing unless the sampler records. */
   record(name: string, value: Tensor): void;
+  /** The current step's row of `timeValues`' value of that path, where there is one: f32 [1 or the batch, width]. Else what `build` adds to the graph. */
+  readonly hoist: (value: { readonly path: string }, build: () => Tensor) => Tensor;
 }
 
 export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> {
@@ -52,11 +55,17 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
    * N is twice as large under guidance. Returns [N, C, H, W], or [N, 2C, H, W] with a variance half.
    */
   readonly model: (graph: Graph, x: Tensor, timestep: Tensor, labels: Tensor | undefined, step: StepContext) => Tensor;
+  /**
+   * Adds to a graph of its own what the model computes from time steps and labels alone, each value [R, width] for `timestep` f32 [R] and `labels`
+   * [R] or [R, D], by the path under which `model` asks {@link StepContext.hoist} for it. A run computes the values of all steps before its first, and a
+   * step looks its own up in one dispatch. Values that would take more than 32 MiB in all stay in the loop.
+   */
+  readonly timeValues?: (graph: Graph, timestep: Tensor, labels: Tensor | undefined) => ReadonlyMap<string, Tensor>;
   /** Adds the start sample to a graph of its own, given standard normal noise [N, C, H, W]; noise · `initNoiseSigma` by default. */
   readonly start?: (noise: Tensor) => Tensor;
   /** Replaces the sample [N, C, H, W] after each step (inpainting: what is kept of the image). */
   readonly after?: (sample: Tensor, step: StepContext) => Tensor;
-  /** Memory of parameters that `model`, `start` and `after` have made; asked for afterwards. */
+  /** Memory of parameters that `model`, `timeValues`, `start` and `after` have made; asked for afterwards. */
   readonly bindings?: () => ReadonlyMap<Tensor, BufferView>;
   /**
    * Classifier-free guidance: u + scale · (c − u). The model sees a doubled batch, u's half first: labels are `nullLabel` there, and where
@@ -76,6 +85,8 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
 export interface SamplerPreview {
   readonly step: number;
   readonly total: number;
+  /** Of `sample` and `x0`. */
+  readonly shape: readonly [number, number, number, number];
   /** x_t, as the next step will read it. */
   readonly sample: Float32Array;
   /** The predicted x0, bounded as the program bounds it. */
@@ -127,6 +138,10 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   }
 
   const { input, timestep, draw } = samplerInput(state, copies);
+  const time = timeTable(engine, graph, options, labelInput);
+  const table = time && graph.parameter('sampler.time_table', time.table.shape);
+  // Written at the start of each step, read through the values, which are parts of it.
+  const row = table && embedding(table, state.counter);
   const recorded = new Map<string, Tensor>();
   const step: StepContext = {
     noise: graph.parameter('sampler.noise', shape),
@@ -138,6 +153,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
     },
     // Apart from what the value is fused into, or overwritten by.
     record: (name, value) => void (options.record && recorded.set(name, scale(value, 1))),
+    hoist: ({ path }, compute) => time?.values.get(path)?.value ?? compute(),
   };
   step.record('step_sample', state.sample);
   let output = options.model(graph, input, timestep, labelInput, step);
@@ -165,25 +181,39 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const startNoise = start.parameter('sampler.noise', shape);
   const first = options.start ? options.start(startNoise) : scale(startNoise, program.initNoiseSigma);
 
-  const noiseView = { buffer: engine.createBuffer('sampler.noise', Math.ceil(state.sample.bytes / 16) * 16, tensorUsage), offset: 0 };
+  const own: GPUBuffer[] = [];
+  const memory = (name: string, bytes: number): BufferView => {
+    own.push(engine.createBuffer(name, Math.ceil(bytes / 16) * 16, tensorUsage));
+    return { buffer: own[own.length - 1]!, offset: 0 };
+  };
+  const noiseView = memory('sampler.noise', state.sample.bytes);
   const weights = options.bindings?.() ?? new Map<Tensor, BufferView>();
   const programs: Program[] = [];
   const build = async (from: Graph, label: string, outputs: readonly Tensor[], bindings: readonly (readonly [Tensor, BufferView])[]): Promise<Program> => {
-    const own = [...weights].filter(([t]) => t.graph === from);
-    const compiled = await compile(engine, from, { outputs, bindings: new Map([...own, ...bindings]), label, ...(from === graph && options.probe && { probe: options.probe }) });
+    const given = [...weights].filter(([t]) => t.graph === from);
+    const compiled = await compile(engine, from, { outputs, bindings: new Map([...given, ...bindings]), label, probe: from === graph ? options.probe : undefined });
     programs.push(compiled);
     return compiled;
   };
   const destroy = (): void => {
     for (const each of programs) each.destroy();
-    engine.destroyBuffer(noiseView.buffer);
+    for (const buffer of own) engine.destroyBuffer(buffer);
   };
   try {
-    const stepProgram = await build(graph, 'sampler', [...(x0 ? [x0] : []), ...recorded.values()], [[step.noise, noiseView]]);
-    const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, recorded, begin: { seed: beginSeed, samples: beginSamples }, startNoise };
+    const stepBindings: [Tensor, BufferView][] = [[step.noise, noiseView]];
+    let timeProgram: Program | undefined;
+    if (time) {
+      const rowView = memory('sampler.time', row!.bytes);
+      timeProgram = await build(time.table.graph, 'sampler.time', [time.table], []);
+      stepBindings.push([table!, timeProgram.view(time.table)], [row!, rowView]);
+      for (const { value, offset } of time.values.values()) stepBindings.push([value, { ...rowView, offset }]);
+    }
+    const stepProgram = await build(graph, 'sampler', [...(x0 ? [x0] : []), ...recorded.values()], stepBindings);
+    const leaves: Leaves = { state, seed, samples, guidanceScale, labels: labelInput, noise: noise?.kind === 'recorded' ? noise.tensor : undefined, x0, recorded, begin: { seed: beginSeed, samples: beginSamples }, startNoise, timeLabels: time?.labels };
     const startPrograms = {
       draw: await build(begin, 'sampler.draw', [], [[z, noiseView]]),
       start: await build(start, 'sampler.start', [], [[first, stepProgram.view(state.sample)], [startNoise, noiseView]]),
+      time: timeProgram,
     };
     const sampler = new GpuSampler(engine, options, stepProgram, startPrograms, leaves, destroy);
     const { seed: key = 0, sampleOffset = 0, latents = null, noise: given } = options;
@@ -193,6 +223,43 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
     destroy();
     throw e;
   }
+}
+
+/** What the model computes from time steps and labels alone. */
+interface TimeTable {
+  /** The values of each step, one after the other: [steps, columns], in a graph of its own. */
+  readonly table: Tensor;
+  /** Labels of every step's rows, in that graph. */
+  readonly labels: Tensor | undefined;
+  /** What the step's graph reads: a part of the current row that begins at byte `offset`. */
+  readonly values: ReadonlyMap<string, { readonly value: Tensor; readonly offset: number }>;
+}
+
+/** Beyond this, a table costs more than it saves: products of so many rows do not wait for weights. */
+const maxTimeTable = 2 ** 25;
+
+function timeTable({ profile: { limits } }: Engine, graph: Graph, { timeValues, program: { steps } }: GpuSamplerOptions, stepLabels: Tensor | undefined): TimeTable | undefined {
+  if (!timeValues) return undefined;
+  const own = new Graph();
+  const batch = stepLabels?.shape[0] ?? 1;
+  const rows = steps.length * batch;
+  const labels = stepLabels && own.input('labels', [rows, ...stepLabels.shape.slice(1)], stepLabels.dtype);
+  const timestep = own.constant('timestep', [rows], Float32Array.from({ length: rows }, (_, i) => steps[Math.floor(i / batch)]!.timestep));
+  const parts: Tensor[] = [];
+  let offset = 0;
+  const append = (part: Tensor): void => {
+    parts.push(part);
+    offset += part.bytes / steps.length;
+  };
+  const values: [string, { value: Tensor; offset: number }][] = [];
+  for (const [path, all] of timeValues(own, timestep, labels)) {
+    const part = reshape(all, [steps.length, -1]);
+    values.push([path, { value: graph.parameter(path, [batch, part.shape[1]! / batch]), offset }]);
+    append(part);
+    const gap = (-offset & (limits.minStorageBufferOffsetAlignment - 1)) / 4;
+    if (gap) append(own.constant('gap', [steps.length, gap], new Float32Array(steps.length * gap)));
+  }
+  return parts.length && steps.length * offset <= maxTimeTable ? { table: concat(parts, 1), labels, values: new Map(values) } : undefined;
 }
 
 /** phi of the way from `guided` to the same with the standard deviation of `positive`, image by image. [N, C, H, W] both. */
@@ -215,6 +282,8 @@ interface Leaves {
   readonly begin: { readonly seed: Tensor; readonly samples: Tensor };
   /** The start noise, in the program that makes the start sample of it. */
   readonly startNoise: Tensor;
+  /** Labels of every step's rows, in the program that computes the values of all steps. */
+  readonly timeLabels: Tensor | undefined;
 }
 
 /** A compiled sampler: {@link run} it as often as wanted, with other {@link SamplerInputs} or the same. Made by {@link createGpuSampler}. */
@@ -228,7 +297,7 @@ export class GpuSampler {
     private readonly options: GpuSamplerOptions,
     /** One step, to be profiled; running it by itself moves the sampler on. */
     readonly stepProgram: Program,
-    private readonly startPrograms: { readonly draw: Program; readonly start: Program },
+    private readonly startPrograms: { readonly draw: Program; readonly start: Program; readonly time: Program | undefined },
     private readonly leaves: Leaves,
     private readonly destroyPrograms: () => void,
   ) {
@@ -264,6 +333,8 @@ export class GpuSampler {
       if (guidance) all.fill(guidance.nullLabel!, 0, wanted);
       all.set(labels, all.length - wanted);
       step.write(t, all);
+      const { timeLabels } = leaves;
+      if (timeLabels) this.startPrograms.time!.write(timeLabels, (all.constructor as typeof Int32Array).from({ length: numel(timeLabels.shape) }, (_, i) => all[i % all.length]!));
     }
     if (latents) check(latents.length === count, 'input', () => `latents: ${latents.length} numbers do not fill ${showShape(shape)}`);
     if (latents !== undefined) this.latents = latents;
@@ -321,7 +392,7 @@ export class GpuSampler {
         if (onPreview && ((step + 1) % previewEvery === 0 || step + 1 === total)) {
           await previews!.capture(([x0, sample, ...rest]) => {
             const recorded = Object.fromEntries([...this.leaves.recorded.keys()].map((name, i) => [name, rest[i]!]));
-            if (!ended && !signal?.aborted) onPreview({ step, total, x0: x0!, sample: sample!, recorded });
+            if (!ended && !signal?.aborted) onPreview({ step, total, shape: this.options.shape, x0: x0!, sample: sample!, recorded });
           });
         }
         queued.push(
@@ -346,17 +417,19 @@ export class GpuSampler {
 
   /**
    * Records the start of a run into the caller's command encoder: counter and slots to zero, the sample to its noise. Then record
-   * {@link encodeStep} once for each of the {@link steps}, in this encoder or later ones.
+   * {@link encodeStep} {@link stepCount} times, in this encoder or later ones.
    */
   encodeStart(encoder: GPUCommandEncoder): void {
-    this.assertIdle('encodeStart');
+    this.assertIdle('run');
     const { counter, slots } = this.leaves.state;
     // A run that ended in infinities must not leave them to the next: 0 times infinity is not 0.
     for (const state of [counter, slots]) {
       const { buffer, offset } = this.stepProgram.view(state);
       encoder.clearBuffer(buffer, offset, state.bytes);
     }
-    const { draw, start } = this.startPrograms;
+    const { draw, start, time } = this.startPrograms;
+    // For each run anew: weights may have changed (training).
+    time?.encode(encoder);
     if (this.latents) start.write(this.leaves.startNoise, this.latents);
     else draw.encode(encoder);
     start.encode(encoder);
@@ -364,17 +437,17 @@ export class GpuSampler {
 
   /** Records the next step into the caller's command encoder. */
   encodeStep(encoder: GPUCommandEncoder): void {
-    this.assertIdle('encodeStep');
+    this.assertIdle('run');
     this.stepProgram.encode(encoder);
   }
 
   /** [N, C, H, W] of the sample. */
-  get shape(): GpuSamplerOptions['shape'] {
+  get sampleShape(): GpuSamplerOptions['shape'] {
     return this.options.shape;
   }
 
   /** Steps of a run. */
-  get steps(): number {
+  get stepCount(): number {
     return this.options.program.steps.length;
   }
 

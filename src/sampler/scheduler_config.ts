@@ -1,6 +1,6 @@
 /**
  * diffusers' scheduler_config.json: reading, checking, and compiling it into a {@link SamplerProgram}. Keys, defaults and meanings are those of
- * diffusers 0.21.4.
+ * diffusers 0.21.4; LCM's, which came later, those of 0.39.
  */
 import { BruitError, check } from '../engine/errors';
 import { ddim, ddimInverse } from './ddim';
@@ -9,6 +9,7 @@ import { dpmSolverMultistep, dpmSolverSinglestep } from './dpmpp';
 import { euler } from './euler';
 import { eulerAncestral } from './euler_ancestral';
 import { heun } from './heun';
+import { lcm } from './lcm';
 import { lms } from './lms';
 import { pndm } from './pndm';
 import { alphasCumprod, makeBetas, rescaleZeroTerminalSnr, type BetaSchedule, type TimestepSpacing } from './schedules';
@@ -51,6 +52,10 @@ export interface SchedulerConfig {
   predict_x0: boolean;
   /** UniPC: indices of steps after which the corrector is not applied. */
   disable_corrector: readonly number[];
+  /** LCM: steps that the model was distilled with, of which a run takes some. */
+  original_inference_steps: number;
+  /** LCM: factor on the time step in the boundary condition. */
+  timestep_scaling: number;
 }
 type Key = Exclude<keyof SchedulerConfig, '_class_name'>;
 
@@ -78,6 +83,8 @@ export interface SamplerOptions {
   s_noise?: number;
   /** LMS: derivatives used. */
   order?: number;
+  /** LCM: in place of the configuration's. */
+  original_inference_steps?: number;
 }
 
 type Builder = (config: SchedulerConfig, tables: NoiseTables, options: SamplerOptions & { numInferenceSteps: number }) => SamplerProgram;
@@ -125,6 +132,8 @@ const DEFAULTS: Omit<SchedulerConfig, '_class_name'> = {
   lambda_min_clipped: -Infinity,
   predict_x0: true,
   disable_corrector: [],
+  original_inference_steps: 50,
+  timestep_scaling: 10,
 };
 
 const PREDICTIONS = ['epsilon', 'sample', 'v_prediction'] as const;
@@ -153,6 +162,12 @@ const CLASSES = {
     keys: [...CLIPPING, 'set_alpha_to_one', 'rescale_betas_zero_snr'],
     defaults: { clip_sample: true },
     allowed: { timestep_spacing: ['leading', 'trailing'] },
+  },
+  LCMScheduler: {
+    build: lcm,
+    keys: [...CLIPPING, ...THRESHOLDING, 'set_alpha_to_one', 'rescale_betas_zero_snr', 'original_inference_steps', 'timestep_scaling'],
+    stepKwargs: ['original_inference_steps'],
+    defaults: { beta_start: 0.00085, beta_end: 0.012, beta_schedule: 'scaled_linear' },
   },
   PNDMScheduler: { build: pndm, keys: ['skip_prk_steps', 'set_alpha_to_one'], defaults: { set_alpha_to_one: false }, allowed: { prediction_type: ['epsilon', 'v_prediction'] } },
   LMSDiscreteScheduler: { build: lms, keys: ['use_karras_sigmas'], stepKwargs: ['order'], defaults: LINSPACE },
@@ -196,7 +211,7 @@ const count = (least: number): Check => number((v) => Number.isInteger(v) && v >
 
 const CHECKS: Record<Key, Check> = {
   // Tables are made of them: a damaged number must not fill the memory.
-  num_train_timesteps: number((v) => Number.isInteger(v) && v >= 2 && v <= 1e6, 'an integer from 2 to 1000000'),
+  num_train_timesteps: number((v) => Number.isInteger(v) && v >= 2 && v <= 1e6, 'an integer of at least 2 and at most 1000000'),
   beta_start: beta,
   beta_end: beta,
   beta_schedule: oneOf('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'exp'),
@@ -221,6 +236,8 @@ const CHECKS: Record<Key, Check> = {
   lower_order_final: boolean,
   lambda_min_clipped: number((v) => v < Infinity, 'a number or -Infinity'),
   predict_x0: boolean,
+  original_inference_steps: count(1),
+  timestep_scaling: positive,
   disable_corrector: [(v) => Array.isArray(v) && v.every(count(0)[0]), 'a list of step indices'],
 };
 

@@ -14,16 +14,53 @@ import { controlSize, controlSlots, optimizerStep, type OptimizerAttrs, type Sla
 import { add, cast, less, mul, where } from '../engine/ops/pointwise';
 import { dropout as dropoutOp, randomInt, randomNormal, randomUniform } from '../engine/ops/random';
 import { slice } from '../engine/ops/copy';
+import { reshape } from '../engine/ops/reshape';
 import { sumSquares } from '../engine/ops/sum';
 import { compile, type BufferView, type CompileOptions, type Program } from '../engine/program';
 import { RngStream, seedKey } from '../engine/rng';
+import type { Shape } from '../engine/shape';
 import { Parameters, WeightStore, type ParameterSpec } from '../model/parameters';
 import type { ModelContext } from '../model/layers';
 import type { DiffusionProcess } from '../sampler/diffusion_process';
 import { addNoise, diffusionLoss, StepCoefficients, type LossConfig } from './loss';
 
-/** How the trained model is built: predicts from noisy images [N,C,H,W], f32 time steps [N] and labels i32 [N]. */
-export type BuildModel = (ctx: ModelContext, xt: Tensor, timestep: Tensor, labels: Tensor | undefined) => Tensor;
+/** How the trained model is built: predicts from noisy images or latents [N,C,H,W], f32 time steps [N], labels i32 [N] and token ids i32 [N,T]. */
+export type BuildModel = (ctx: ModelContext, xt: Tensor, timestep: Tensor, labels: Tensor | undefined, inputIds: Tensor | undefined) => Tensor;
+
+/** What a batch is in the graph. */
+export interface BatchLeaves {
+  /** As the data set has them. */
+  readonly images: Tensor;
+  /** i32 [N]. */
+  readonly labels: Tensor | undefined;
+  /** i32 [N,T]. */
+  readonly inputIds: Tensor | undefined;
+  /** Time steps of a record, i32 [N]. */
+  readonly t: Tensor | undefined;
+}
+
+/** The draws of a step: functions of (seed, micro-step, sample, stream). */
+export interface StepDraws {
+  normal(shape: Shape, stream: number): Tensor;
+  /** [N] in (0,1). */
+  uniform(stream: number): Tensor;
+  /** u32 [N], 0 to `max` − 1. */
+  integers(max: number, stream: number): Tensor;
+  /** The noise that is added to what is learned: drawn, or a record's. */
+  noise(shape: Shape): Tensor;
+}
+
+/** What a forward pass must give: the loss [1] and what it is the mean of [N], and two values to look at. */
+export interface ForwardPass {
+  readonly loss: Tensor;
+  readonly perSample: Tensor;
+  /** What the model was given. */
+  readonly xt: Tensor;
+  readonly prediction: Tensor;
+}
+
+/** Adds the forward pass to the graph: all parameters that it asks for as trainable are trained. */
+export type BuildForward = (ctx: ModelContext, batch: BatchLeaves, draws: StepDraws) => ForwardPass;
 
 export interface OptimizerConfig {
   readonly kind: 'adamw' | 'sgd';
@@ -36,12 +73,10 @@ export interface OptimizerConfig {
   readonly maxGradNorm?: number;
 }
 
-export interface TrainingStepConfig {
+/** A training step, whatever it is that is learned. */
+export interface StepConfig {
   /** [N,C,H,W] of one micro-batch. */
   readonly batch: readonly [number, number, number, number];
-  readonly buildModel: BuildModel;
-  readonly process: DiffusionProcess;
-  readonly loss: LossConfig;
   readonly optimizer: OptimizerConfig;
   /** Learning rate of every update, in order. */
   readonly learningRates: ArrayLike<number>;
@@ -50,8 +85,8 @@ export interface TrainingStepConfig {
   readonly seed: number;
   /** Labels i32 [N] are an input. */
   readonly labelled: boolean;
-  /** Classifier-free guidance (Ho & Salimans 2022): with this probability a label is replaced by `nullLabel`. */
-  readonly conditionDropout?: { readonly probability: number; readonly nullLabel: number };
+  /** Length of token sequences i32 [N,T], which then are an input. */
+  readonly tokens?: number;
   /** Micro-batches per update. */
   readonly accumulation?: number;
   /** f16 activations with f32 weights, statistics and accumulation, and a dynamic loss scale. Needs shader-f16. */
@@ -61,6 +96,25 @@ export interface TrainingStepConfig {
   readonly nanProbe?: NanProbe;
   /** Time steps (`t`, i32 [N]) and noise (`noise`) come from the host instead of the GPU's generator. */
   readonly recordedDraws?: boolean;
+}
+
+/** With this probability a condition is replaced by one that says nothing: classifier-free guidance (Ho & Salimans 2022). */
+export interface ConditionDropout {
+  readonly probability: number;
+  /** In place of a label. */
+  readonly nullLabel?: number;
+  /** Token ids of the empty prompt, [T], in place of a prompt. */
+  readonly emptyPrompt?: Int32Array;
+}
+
+/** A denoiser's training step. */
+export interface TrainingStepConfig extends StepConfig {
+  readonly buildModel: BuildModel;
+  readonly process: DiffusionProcess;
+  readonly loss: LossConfig;
+  readonly conditionDropout?: ConditionDropout;
+  /** What noise is added to, from the batch's images (an autoencoder's latents); the images themselves by default. */
+  readonly latents?: (ctx: ModelContext, images: Tensor, draws: StepDraws) => Tensor;
 }
 
 /** Rows of metrics kept on the GPU between two read-backs. */
@@ -80,6 +134,7 @@ export interface StepMetrics {
 interface Leaves {
   images: Tensor;
   labels: Tensor | undefined;
+  inputIds: Tensor | undefined;
   t: Tensor | undefined;
   noise: Tensor | undefined;
 }
@@ -90,7 +145,7 @@ export const emaDecayAt = (n: number, limit: number): number => (n <= 0 ? 0 : Ma
 export class TrainingStep {
   private constructor(
     readonly engine: Engine,
-    readonly config: TrainingStepConfig,
+    readonly config: StepConfig,
     /** Trained weights, and everything that has one value per weight. */
     readonly weights: WeightStore,
     readonly ema: WeightStore,
@@ -99,15 +154,20 @@ export class TrainingStep {
     readonly moment2: WeightStore,
     /** Weights of the checkpoint that are not trained. */
     readonly frozen: WeightStore,
-    private readonly leaves: Leaves,
+    private readonly leaves: Readonly<Leaves>,
     private readonly state: { counters: Tensor; control: Tensor; metrics: Tensor; microStep: Tensor },
     private readonly programs: { step: Program; update: Program | undefined },
     /** Values kept for verification: the prediction, x_t and losses of the last step. */
-    readonly values: { readonly xt: Tensor; readonly prediction: Tensor; readonly perSample: Tensor; readonly loss: Tensor; readonly squareNorm: Tensor },
+    readonly values: ForwardPass & { readonly squareNorm: Tensor },
     private readonly allStores: readonly WeightStore[],
   ) {}
 
-  static async create(engine: Engine, config: TrainingStepConfig): Promise<TrainingStep> {
+  static create(engine: Engine, config: TrainingStepConfig): Promise<TrainingStep> {
+    return TrainingStep.compile(engine, config, diffusionForward(config));
+  }
+
+  /** A step of any forward pass. */
+  static async compile(engine: Engine, config: StepConfig, build: BuildForward): Promise<TrainingStep> {
     const { accumulation = 1, mixedPrecision = false } = config;
     if (mixedPrecision && !engine.profile.f16) throw new BruitError('device', `mixed precision needs the device feature shader-f16, which this one (${engine.profile.name}) lacks`);
     const graph = new Graph();
@@ -116,12 +176,13 @@ export class TrainingStep {
     const leaves: Leaves = {
       images: graph.input('images', config.batch),
       labels: config.labelled ? graph.input('labels', [n], 'i32') : undefined,
+      inputIds: config.tokens ? graph.input('input_ids', [n, config.tokens], 'i32') : undefined,
       t: config.recordedDraws ? graph.input('t', [n], 'i32') : undefined,
-      noise: config.recordedDraws ? graph.input('noise', config.batch) : undefined,
+      noise: undefined,
     };
     const microStep = graph.state('micro_step', [1], 'u32');
     const control = graph.state('control', [controlSize], 'f32', initialControl(mixedPrecision));
-    const forward = buildForward(graph, parameters, config, leaves, microStep);
+    const forward = buildForward(graph, parameters, config, leaves, microStep, build);
 
     // Loss scaling keeps small f16 gradients from vanishing; without f16 the scale is 1 and the product would only cost a dispatch.
     const seedLoss = mixedPrecision ? mul(forward.loss, slice(control, 0, controlSlots.lossScale, 1)) : forward.loss;
@@ -184,8 +245,8 @@ export class TrainingStep {
     };
 
     const programs: Program[] = [];
-    const build = async (from: Graph, options: CompileOptions): Promise<Program> => {
-      const program = await compile(engine, from, { ...options, ...(from === graph && config.nanProbe && { probe: config.nanProbe }) });
+    const record = async (from: Graph, options: CompileOptions): Promise<Program> => {
+      const program = await compile(engine, from, { ...options, probe: from === graph ? config.nanProbe : undefined });
       programs.push(program);
       return program;
     };
@@ -194,7 +255,7 @@ export class TrainingStep {
       if (!microGradients) {
         const squareNorm = appendUpdate(graph, bindings, { counters, control, metrics, loss: forward.loss });
         increment(microStep, 1);
-        const step = await build(graph, { outputs: [...outputs, squareNorm, counters, control, metrics, microStep], bindings, label: 'training step' });
+        const step = await record(graph, { outputs: [...outputs, squareNorm, counters, control, metrics, microStep], bindings, label: 'training step' });
         return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters, control, metrics, microStep }, { step, update: undefined }, { ...forward, squareNorm }, made);
       }
       // Micro-batches add to the gradient slabs; their losses add to one number.
@@ -202,7 +263,7 @@ export class TrainingStep {
       microGradients.slabs.forEach((_, i) => accumulateInto(slabLeaf(graph, bindings, stores.gradients, i), slabLeaf(graph, bindings, microGradients, i), 1));
       accumulateInto(lossSum, forward.loss, 1 / accumulation);
       increment(microStep, 1);
-      const step = await build(graph, { outputs: [...outputs, control, microStep, lossSum], bindings, label: 'training micro-step' });
+      const step = await record(graph, { outputs: [...outputs, control, microStep, lossSum], bindings, label: 'training micro-step' });
 
       const updateGraph = new Graph();
       const own = new Map<Tensor, BufferView>();
@@ -212,7 +273,7 @@ export class TrainingStep {
       const squareNorm = appendUpdate(updateGraph, own, shared);
       stores.gradients.slabs.forEach((_, i) => zero(slabLeaf(updateGraph, own, stores.gradients, i)));
       zero(shared.loss);
-      const update = await build(updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
+      const update = await record(updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
       return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters: shared.counters, control, metrics: shared.metrics, microStep }, { step, update }, { ...forward, squareNorm }, made);
     } catch (e) {
       for (const each of [...programs, ...made]) each.destroy();
@@ -220,13 +281,17 @@ export class TrainingStep {
     }
   }
 
-  /** Writes one micro-batch: images [N,C,H,W] in [-1,1], labels [N]; with recorded draws also time steps and noise. */
-  write(batch: { images: Float32Array; labels?: Int32Array; t?: Int32Array; noise?: Float32Array }): void {
+  /** Writes one micro-batch: images [N,C,H,W] in [-1,1], labels [N], token ids [N,T]; with recorded draws also time steps and noise. */
+  write(batch: { images: Float32Array; labels?: Int32Array; inputIds?: Int32Array; t?: Int32Array; noise?: Float32Array }): void {
     const { step } = this.programs;
     step.write(this.leaves.images, batch.images);
     if (this.leaves.labels) {
       if (!batch.labels) throw new BruitError('input', 'this training step wants labels with every batch');
       step.write(this.leaves.labels, batch.labels);
+    }
+    if (this.leaves.inputIds) {
+      if (!batch.inputIds) throw new BruitError('input', 'this training step wants token ids with every batch');
+      step.write(this.leaves.inputIds, batch.inputIds);
     }
     if (this.leaves.t && this.leaves.noise) {
       if (!batch.t || !batch.noise) throw new BruitError('input', 'this training step replays recorded draws: give `t` and `noise` with every batch');
@@ -267,10 +332,10 @@ export class TrainingStep {
     return this.config.nanProbe?.firstNonFinite(this.programs.step);
   }
 
-  /** Bindings of a graph of the same model to the EMA weights, for sampling during training. */
-  emaBindings(parameters: Parameters): Map<Tensor, BufferView> {
+  /** Bindings of a graph of one of the models to its EMA weights, for sampling during training. `prefix` stands before that model's names. */
+  emaBindings(parameters: Parameters, prefix = ''): Map<Tensor, BufferView> {
     const frozen = new Set(this.frozen.specs.map((s) => s.name));
-    return new Map([...parameters.tensors].map(([name, t]) => [t, (frozen.has(name) ? this.frozen : this.ema).view(name)]));
+    return new Map([...parameters.tensors].map(([name, t]) => [t, (frozen.has(prefix + name) ? this.frozen : this.ema).view(prefix + name)]));
   }
 
   /** One of the last step's {@link values}. */
@@ -299,6 +364,11 @@ export class TrainingStep {
     return this.programs.step.plan;
   }
 
+  /** Bytes of the largest copy that is read back at once: a checkpoint's weights. Beside its buffers the step takes no more than that. */
+  get readBackBytes(): number {
+    return Math.max(this.weights.bytes, this.frozen.bytes, METRIC_ROWS * 16);
+  }
+
   get program(): Program {
     return this.programs.step;
   }
@@ -317,7 +387,7 @@ function initialControl(mixedPrecision: boolean): Float32Array {
 }
 
 /** Rows of the optimizer's table, in f64: the powers of β lose their digits in f32. */
-function optimizerTable({ learningRates, optimizer, emaDecay }: TrainingStepConfig): Float32Array {
+function optimizerTable({ learningRates, optimizer, emaDecay }: StepConfig): Float32Array {
   const rows = new Float32Array(learningRates.length * 4);
   for (let n = 0; n < learningRates.length; n++) {
     rows.set([learningRates[n]!, 1 / (1 - optimizer.beta1 ** (n + 1)), 1 / Math.sqrt(1 - optimizer.beta2 ** (n + 1)), emaDecayAt(n, emaDecay)], n * 4);
@@ -325,7 +395,8 @@ function optimizerTable({ learningRates, optimizer, emaDecay }: TrainingStepConf
   return rows;
 }
 
-function buildForward(graph: Graph, parameters: Parameters, config: TrainingStepConfig, leaves: Leaves, microStep: Tensor) {
+/** Leaves and draws of a step, then what `build` makes of them. */
+function buildForward(graph: Graph, parameters: Parameters, config: StepConfig, leaves: Leaves, microStep: Tensor, build: BuildForward): ForwardPass {
   const [n] = config.batch;
   const draw = {
     graph,
@@ -333,19 +404,6 @@ function buildForward(graph: Graph, parameters: Parameters, config: TrainingStep
     samples: graph.constant('samples', [n], Uint32Array.from({ length: n }, (_, i) => i)),
     step: microStep,
   };
-  const t = leaves.t ?? randomInt({ ...draw, shape: [n], stream: RngStream.timestep }, config.process.numTrainTimesteps);
-  const noise = leaves.noise ?? randomNormal({ ...draw, shape: config.batch, stream: RngStream.noise });
-  const coefficients = new StepCoefficients(config.process, config.loss, t);
-  const xt = addNoise(coefficients, leaves.images, noise);
-
-  let { labels } = leaves;
-  const { conditionDropout } = config;
-  if (labels && conditionDropout && conditionDropout.probability > 0) {
-    const u = randomUniform({ ...draw, shape: [n], stream: RngStream.condition });
-    const drop = less(u, graph.constant('condition_dropout', [1], Float32Array.of(conditionDropout.probability)));
-    labels = cast(where(drop, graph.constant('null_label', [1], Float32Array.of(conditionDropout.nullLabel)), cast(labels, 'f32')), 'i32');
-  }
-
   let dropouts = 0;
   const ctx: ModelContext = {
     graph,
@@ -355,6 +413,36 @@ function buildForward(graph: Graph, parameters: Parameters, config: TrainingStep
     // Each layer has a stream of its own.
     dropout: (x, p) => dropoutOp(x, p, { ...draw, stream: RngStream.dropout + 256 * ++dropouts }),
   };
-  const prediction = config.buildModel(ctx, xt, cast(t, 'f32'), labels);
-  return { xt, prediction, ...diffusionLoss(coefficients, config.loss, { x0: leaves.images, noise, xt, output: prediction }) };
+  return build(ctx, leaves, {
+    normal: (shape, stream) => randomNormal({ ...draw, shape, stream }),
+    uniform: (stream) => randomUniform({ ...draw, shape: [n], stream }),
+    integers: (max, stream) => randomInt({ ...draw, shape: [n], stream }, max),
+    noise: (shape) => (config.recordedDraws ? (leaves.noise = graph.input('noise', shape)) : randomNormal({ ...draw, shape, stream: RngStream.noise })),
+  });
+}
+
+/** Draws time steps and noise, adds the noise, asks the model, compares. */
+export const diffusionForward =
+  ({ process, loss, buildModel, latents, conditionDropout }: Pick<TrainingStepConfig, 'process' | 'loss' | 'buildModel' | 'latents' | 'conditionDropout'>): BuildForward =>
+  (ctx, batch, draws) => {
+    const x0 = latents ? latents(ctx, batch.images, draws) : batch.images;
+    const t = batch.t ?? draws.integers(process.numTrainTimesteps, RngStream.timestep);
+    const noise = draws.noise(x0.shape);
+    const coefficients = new StepCoefficients(process, loss, t);
+    const xt = addNoise(coefficients, x0, noise);
+    const { labels, inputIds } = dropConditions(batch, draws, conditionDropout);
+    const prediction = buildModel(ctx, xt, cast(t, 'f32'), labels, inputIds);
+    return { xt, prediction, ...diffusionLoss(coefficients, loss, { x0, noise, xt, output: prediction }) };
+  };
+
+function dropConditions({ labels, inputIds }: BatchLeaves, draws: StepDraws, dropout: ConditionDropout | undefined): Pick<BatchLeaves, 'labels' | 'inputIds'> {
+  const graph = (labels ?? inputIds)?.graph;
+  if (!graph || !dropout || dropout.probability <= 0) return { labels, inputIds };
+  const drop = less(draws.uniform(RngStream.condition), graph.constant('condition_dropout', [1], Float32Array.of(dropout.probability)));
+  const replace = (ids: Tensor, by: Tensor, where1: Tensor): Tensor => cast(where(where1, by, cast(ids, 'f32')), 'i32');
+  const { nullLabel, emptyPrompt } = dropout;
+  return {
+    labels: labels && nullLabel !== undefined ? replace(labels, graph.constant('null_label', [1], Float32Array.of(nullLabel)), drop) : labels,
+    inputIds: inputIds && emptyPrompt ? replace(inputIds, graph.constant('empty_prompt', [1, emptyPrompt.length], Float32Array.from(emptyPrompt)), reshape(drop, [-1, 1])) : inputIds,
+  };
 }

@@ -3,12 +3,23 @@ import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
 import { describeNonFinite, NanProbe, type NonFinite } from '../engine/nan_probe';
 import type { BatchLoader, BatchLoaderState, ImageDataset } from '../data/dataset';
-import { unet2d } from '../model/unet2d';
+import type { Graph, Tensor } from '../engine/graph';
+import { matchCheckpoint } from '../io/checkpoint';
+import { openWeights, type ModelFolder } from '../io/folder';
+import { clipText, type CLIPTextConfig } from '../model/clip';
+import type { ModelContext } from '../model/layers';
 import type { NamedTensor, WeightStore } from '../model/parameters';
+import { transformer2d } from '../model/transformer2d';
+import { unet2d } from '../model/unet2d';
+import { unet2dCondition } from '../model/unet2d_condition';
 import { DiffusionProcess } from '../sampler/diffusion_process';
 import { noiseTables } from '../sampler/scheduler_config';
-import { recipeLearningRates, type TrainConfig } from './config';
-import { TrainingStep, type StepMetrics, METRIC_ROWS } from './step';
+import type { Tokenizer } from '../text/tokenizer';
+import { embedWithNewWord, extendTokenizer, learnedEmbeds, withLora } from './adapters';
+import { autoencoderForward, latentsOf } from './autoencoder';
+import { componentContext, stepComponents, type ComponentName, type StepComponent } from './components';
+import { imageChannels, modelFolders, nullLabel, recipeLearningRates, type TextualInversionRecipe, type TrainConfig } from './config';
+import { diffusionForward, TrainingStep, METRIC_ROWS, type BuildForward, type BuildModel, type StepConfig, type StepMetrics } from './step';
 
 /** Everything that a run needs to go on as if it had not stopped. */
 export interface TrainerState {
@@ -53,52 +64,71 @@ export interface TrainEvents {
 /** Steps that may be queued before the host waits: enough to keep a GPU busy, few enough that an abort is prompt. */
 const queueDepth = 2;
 
+/** What a run takes from elsewhere. */
+export interface TrainerSources {
+  /** Weights to begin with, each in a folder of its own with diffusers' or transformers' file name. */
+  readonly weights?: Partial<Record<ComponentName, ModelFolder>>;
+  /** For models that read text. */
+  readonly tokenizer?: Tokenizer;
+}
+
 export class Trainer {
   private done = 0;
+  /** Token ids by caption. */
+  private readonly tokens = new Map<string, Int32Array>();
 
   private constructor(
     readonly config: TrainConfig,
     readonly step: TrainingStep,
+    /** Models of the step, trained or not. */
+    readonly components: readonly StepComponent[],
+    private readonly dataset: ImageDataset,
     private readonly loader: BatchLoader,
+    private readonly text: { readonly tokenizer: Tokenizer; readonly length: number } | undefined,
     private readonly debugNan: TrainerOptions['debugNan'],
   ) {}
 
-  /** Compiles the step of a recipe for a data set; weights are freshly initialised. */
-  static async create(engine: Engine, config: TrainConfig, dataset: ImageDataset, loader: BatchLoader, { debugNan }: TrainerOptions = {}): Promise<Trainer> {
-    const { model } = config;
-    const [channels, height, width] = dataset.shape;
-    if (channels !== model.in_channels) throw new BruitError('config', `the model takes images of ${model.in_channels} channels, data set ${dataset.name} has ${channels}`);
-    const classes = dataset.classes?.length ?? 0;
-    const labelled = model.num_class_embeds !== null;
-    const needed = classes + (config.conditionDropout > 0 ? 1 : 0);
-    if (labelled && model.num_class_embeds! < needed) {
-      throw new BruitError('config', `num_class_embeds is ${model.num_class_embeds}, but data set ${dataset.name} has ${classes} classes${config.conditionDropout > 0 ? ' and condition_dropout needs one more' : ''}`);
+  /** Compiles the step of a recipe for a data set. Weights come from `sources`, or are freshly initialised. `loader` gives the batches of `dataset`. */
+  static async create(engine: Engine, config: TrainConfig, dataset: ImageDataset, loader: BatchLoader, sources: TrainerSources = {}, { debugNan }: TrainerOptions = {}): Promise<Trainer> {
+    checkData(config, dataset);
+    const { textEncoder, textualInversion: inversion } = config;
+    let text: Trainer['text'];
+    if (textEncoder) {
+      if (!sources.tokenizer) throw new BruitError('input', 'this recipe trains with text, so it needs a tokenizer');
+      const tokenizer = inversion ? extendTokenizer(sources.tokenizer, inversion, textEncoder.config.vocab_size) : sources.tokenizer;
+      text = { tokenizer, length: Math.min(tokenizer.modelMaxLength, textEncoder.config.max_position_embeddings) };
     }
-    const { betas, alphasCumprod } = noiseTables(config.scheduler);
-    const step = await TrainingStep.create(engine, {
+    const [channels, height, width] = dataset.shape;
+    const common: StepConfig = {
       batch: [config.batchSize, channels, height, width],
-      buildModel: (ctx, sample, timestep, classLabels) => unet2d(ctx, model, classLabels ? { sample, timestep, classLabels } : { sample, timestep }),
-      process: new DiffusionProcess(betas, alphasCumprod),
-      loss: {
-        predictionType: config.scheduler.prediction_type,
-        ...(config.minSnrGamma !== undefined && { minSnrGamma: config.minSnrGamma }),
-        ...(config.vlbWeight !== undefined && { vlbWeight: config.vlbWeight }),
-      },
       optimizer: config.optimizer,
       learningRates: recipeLearningRates(config),
       emaDecay: config.emaDecay,
       seed: config.seed,
-      labelled,
-      ...(config.conditionDropout > 0 && { conditionDropout: { probability: config.conditionDropout, nullLabel: model.num_class_embeds! - 1 } }),
+      labelled: nullLabel(config.model) !== undefined,
+      ...(text && { tokens: text.length }),
       accumulation: config.accumulation,
       mixedPrecision: config.mixedPrecision,
       gradientCheckpointing: config.gradientCheckpointing,
       ...(debugNan && { nanProbe: new NanProbe() }),
-    });
-    step.weights.initialise(config.seed);
-    step.frozen.initialise(config.seed);
-    step.ema.copyFrom(step.weights);
-    return new Trainer(config, step, loader, debugNan);
+    };
+    const step = await TrainingStep.compile(engine, common, buildForward(config, text));
+    try {
+      step.weights.initialise(config.seed);
+      step.frozen.initialise(config.seed);
+      const components = stepComponents(config);
+      for (const component of components) {
+        const folder = sources.weights?.[component.name];
+        if (folder) await loadComponent(step, component, folder);
+      }
+      const folder = sources.weights?.text_encoder;
+      if (inversion && folder && text) await initialiseNewWord(step, inversion, folder, sources.tokenizer!);
+      step.ema.copyFrom(step.weights);
+      return new Trainer(config, step, components, dataset, loader, text, debugNan);
+    } catch (e) {
+      step.destroy();
+      throw e;
+    }
   }
 
   /** Optimizer steps done so far. */
@@ -129,8 +159,8 @@ export class Trainer {
     };
     while (this.done < until && !events.signal?.aborted) {
       for (let k = 0; k < config.accumulation; k++) {
-        const { images, labels } = await this.loader.next();
-        step.write({ images, labels });
+        const { images, labels, indices } = await this.loader.next();
+        step.write({ images, labels, ...(this.text && { inputIds: this.inputIds(indices) }) });
         step.run();
       }
       step.update();
@@ -156,9 +186,25 @@ export class Trainer {
     return { step: this.done, counters: [...counters], control: [...control], microStep: microStep[0]!, loader: this.loader.state() };
   }
 
+  /** Token ids [N,T] of the captions of some items. */
+  private inputIds(indices: Uint32Array): Int32Array {
+    const { tokenizer, length } = this.text!;
+    const out = new Int32Array(indices.length * length);
+    indices.forEach((index, i) => {
+      const caption = this.dataset.captions![index]!;
+      let ids = this.tokens.get(caption);
+      if (!ids) this.tokens.set(caption, (ids = tokenizer.batch([caption], length).inputIds));
+      out.set(ids, i * length);
+    });
+    return out;
+  }
+
+  /** Everything that training changes, and what lies beside it in the files of trained models. */
   async readTensors(): Promise<TrainerTensors> {
     const { step } = this;
-    const frozen = await step.frozen.readAll();
+    const own = this.components.filter((c) => c.trained).map((c) => `${c.name}.`);
+    const isOwn = (name: string): boolean => own.some((prefix) => name.startsWith(prefix));
+    const frozen = step.frozen.specs.some((s) => isOwn(s.name)) ? (await step.frozen.readAll()).filter((t) => isOwn(t.name)) : [];
     const whole = async (s: WeightStore) => [...(await s.readAll()), ...frozen];
     return { weights: await whole(step.weights), ema: await whole(step.ema), moment1: await step.moment1.readAll(), moment2: await step.moment2.readAll() };
   }
@@ -184,5 +230,102 @@ export class Trainer {
 
   destroy(): void {
     this.step.destroy();
+  }
+}
+
+function checkData(config: TrainConfig, dataset: ImageDataset): void {
+  const { model, vae } = config;
+  const channels = config.cacheLatents ? 2 * vae!.config.latent_channels : imageChannels(config);
+  if (dataset.shape[0] !== channels) throw new BruitError('config', `the ${vae ? 'autoencoder' : 'model'} takes images of ${channels} channels, data set ${dataset.name} has ${dataset.shape[0]}`);
+  if (config.textEncoder && !dataset.captions) throw new BruitError('config', `data set ${dataset.name} has no captions, which a ${model.kind} is trained with`);
+  const placeholder = config.textualInversion?.placeholder;
+  if (placeholder !== undefined && !dataset.captions!.some((c) => c.includes(placeholder))) throw new BruitError('config', `no caption of data set ${dataset.name} holds the placeholder_token "${placeholder}", so there is nothing to learn of it`);
+  const none = nullLabel(model);
+  if (none === undefined) return;
+  const classes = dataset.classes?.length ?? 0;
+  const dropped = config.conditionDropout > 0;
+  if (model.kind === 'Transformer2DModel') {
+    if (none < classes) throw new BruitError('config', `num_embeds_ada_norm is ${none}, but data set ${dataset.name} has ${classes} classes`);
+  } else if (none + 1 < classes + (dropped ? 1 : 0)) {
+    throw new BruitError('config', `num_class_embeds is ${none + 1}, but data set ${dataset.name} has ${classes} classes${dropped ? ' and condition_dropout needs one more' : ''}`);
+  }
+}
+
+/** The forward pass of a recipe. */
+function buildForward(config: TrainConfig, text: Trainer['text']): BuildForward {
+  const { model, vae } = config;
+  if (model.kind === 'AutoencoderKL') return autoencoderForward(model.config, config.klWeight);
+  const { betas, alphasCumprod } = noiseTables(config.scheduler);
+  return diffusionForward({
+    buildModel: buildDenoiser(config),
+    process: new DiffusionProcess(betas, alphasCumprod),
+    loss: {
+      predictionType: config.scheduler.prediction_type,
+      ...(config.minSnrGamma !== undefined && { minSnrGamma: config.minSnrGamma }),
+      ...(config.vlbWeight !== undefined && { vlbWeight: config.vlbWeight }),
+    },
+    ...(vae && { latents: latentsOf(vae.config, config.cacheLatents) }),
+    ...(config.conditionDropout > 0 && {
+      conditionDropout: { probability: config.conditionDropout, ...(text ? { emptyPrompt: text.tokenizer.batch([''], text.length).inputIds } : { nullLabel: nullLabel(model)! }) },
+    }),
+  });
+}
+
+function buildDenoiser(config: TrainConfig): BuildModel {
+  const { model, lora, textEncoder, textualInversion: inversion } = config;
+  const folder = modelFolders[model.kind];
+  return (ctx, xt, timestep, labels, inputIds) => {
+    const own = componentContext(ctx, folder, config.method === 'full');
+    const states = inputIds && encodeText(ctx, textEncoder!.config, config.trainTextEncoder, inputIds, inversion);
+    // Inputs of another graph with the same shapes, for a look at the model's layers.
+    const build = (c: ModelContext, graph: Graph): Tensor => {
+      const here = <T extends Tensor | undefined>(t: T, name: string): T => (t && t.graph !== graph ? (graph.input(name, t.shape, t.dtype) as T) : t);
+      const [sample, time, classLabels, encoderHiddenStates] = [here(xt, 'sample'), here(timestep, 'timestep'), here(labels, 'class_labels'), here(states, 'encoder_hidden_states')];
+      if (model.kind === 'UNet2DModel') return unet2d(c, model.config, classLabels ? { sample, timestep: time, classLabels } : { sample, timestep: time });
+      if (model.kind === 'Transformer2DModel') return transformer2d(c, model.config, { sample, timestep: time, classLabels });
+      if (model.kind === 'UNet2DConditionModel') return unet2dCondition(c, model.config, { sample, timestep: time, encoderHiddenStates });
+      throw new BruitError('config', `${model.kind} is no denoiser`);
+    };
+    if (!lora) return build(own, ctx.graph);
+    // The factors join the step's own parameters, not the model's.
+    return withLora({ ...own, parameters: ctx.parameters }, lora, (c, graph) => build(graph === ctx.graph ? { ...c, parameters: own.parameters } : c, graph));
+  };
+}
+
+function encodeText(ctx: ModelContext, config: CLIPTextConfig, trained: boolean, inputIds: Tensor, inversion: TextualInversionRecipe | undefined): Tensor {
+  return clipText(componentContext(ctx, 'text_encoder', trained), config, { inputIds, ...(inversion && { embedTokens: embedWithNewWord(ctx, inputIds, inversion) }) }).lastHiddenState;
+}
+
+/** Reads a component's weights into those of the step. */
+async function loadComponent(step: TrainingStep, { name, file, load }: StepComponent, folder: ModelFolder): Promise<void> {
+  const prefix = `${name}.`;
+  const stores = [step.weights, step.frozen].flatMap((store) => store.specs.filter((s) => s.name.startsWith(prefix)).map((spec) => ({ store, spec })));
+  const target = new Map(stores.map(({ store, spec }) => [spec.name.slice(prefix.length), { store, spec }]));
+  const tensors = await openWeights(folder, '.', file);
+  try {
+    const names = matchCheckpoint(tensors, new Map([...target].map(([key, { spec }]) => [key, spec.shape])), load);
+    for (const [key, inFile] of names) {
+      const { store, spec } = target.get(key)!;
+      store.write(spec.name, await tensors.readF32(inFile));
+    }
+  } finally {
+    await tensors.close();
+  }
+}
+
+/** The new word means at first what a known one means. */
+async function initialiseNewWord(step: TrainingStep, { initializer, vectors }: TextualInversionRecipe, folder: ModelFolder, tokenizer: Tokenizer): Promise<void> {
+  const ids = tokenizer.encode(initializer);
+  if (ids.length !== 1) throw new BruitError('config', `initializer_token "${initializer}" is ${ids.length} tokens; choose a word that is one`);
+  const tensors = await openWeights(folder, '.', 'model');
+  try {
+    const name = 'text_model.embeddings.token_embedding.weight';
+    const [, width] = tensors.tensors.get(name)!.shape as [number, number];
+    const row = (await tensors.readF32(name)).subarray(ids[0]! * width, (ids[0]! + 1) * width);
+    const start = new Float32Array(vectors * width);
+    for (let i = 0; i < vectors; i++) start.set(row, i * width);
+    step.weights.write(learnedEmbeds, start);
+  } finally {
+    await tensors.close();
   }
 }

@@ -126,9 +126,8 @@ export async function recomputeForward(engine: Engine, model: OpenModel, { io, w
   const outputs = Object.entries(model.forward(ctx, recordedInputs(io)))
     .map(([name, value]) => [name + suffix, value] as const)
     .filter(([name]) => io.tensors.has(name));
-  const store = new WeightStore(engine, parameters.specs.values());
+  const store = await WeightStore.fromCheckpoint(engine, parameters.specs.values(), weights);
   try {
-    await store.load(weights);
     const program = await compile(engine, graph, { outputs: [...tapped.values(), ...outputs.map(([, value]) => value)], bindings: store.bindings(parameters), label: 'forward', poison });
     try {
       const leaves = graph.leaves.filter((leaf) => leaf.kind === 'input');

@@ -5,7 +5,7 @@
 import { Engine } from '../../src/engine/device';
 import { allOps } from '../helpers/all_ops';
 import { hostGoldens, modelGoldens, pipelineGoldens, schedulerGoldens, trainingGoldens, type ReadGolden } from '../helpers/golden_cases';
-import { opChecks } from '../helpers/op_suite';
+import { opChecks, packingChecks } from '../helpers/op_suite';
 
 /**
  * vitest runs every case with every variant. Another implementation adds its own compiler to the same kernels, and compiling is nearly all
@@ -58,6 +58,7 @@ async function collectTests(host: Host, device: GPUDevice, defaultDevice: GPUDev
     { name: 'device · doubles an array', run: () => doubles(device) },
     { name: 'device · doubles an array within the default limits', run: () => doubles(defaultDevice) },
     ...on(engine, allOps.flatMap((suite) => opChecks(suite, { f16: engine.profile.f16, sample: SAMPLE }))),
+    ...on(engine, packingChecks()),
     ...on(engine, hostGoldens(host.golden)),
     ...on(engine, modelGoldens(host.golden)),
     ...on(defaultEngine, await schedulerGoldens(host.golden)),

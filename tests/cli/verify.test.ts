@@ -17,7 +17,7 @@ interface Tensor {
 }
 
 /** What a case's inputs are, which no check recomputes, and what it cannot recompute. */
-const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output|input_ids|attention_mask|pixel_values|image|latent|encoder_hidden_states|hidden_states|proj_embedding)$|\.noise$/;
+const inputs = /^(\w+\.)?(sample|timestep|class_labels|x0|noise|t|model_output|input_ids|attention_mask|pixel_values|image|latent|encoder_hidden_states|encoder_attention_mask|timestep_cond|hidden_states|proj_embedding)$|\.noise$/;
 const cases: Record<string, { files: string[]; impossible: RegExp; given?: RegExp }> = {
   ...Object.fromEntries(modelCases.map((name) => [name, { files: ['io.safetensors'], impossible: /^$/ }])),
   unet2d_cifar_tiny: { files: ['io.safetensors', 'train.safetensors'], impossible: /^$/ },
@@ -26,6 +26,7 @@ const cases: Record<string, { files: string[]; impossible: RegExp; given?: RegEx
   dit_tiny: { files: ['io.safetensors'], impossible: /^$/ },
   prior_transformer_tiny: { files: ['io.safetensors'], impossible: /^$/ },
   train_unet2d_condition: { files: ['io.safetensors'], impossible: /^$/ },
+  train_unet2d_condition_k: { files: ['io.safetensors'], impossible: /^$/ },
   train_unet2d_vpred: { files: ['io.safetensors'], impossible: /weight_snr_plus_one_inside$/ },
   hybrid_loss: { files: ['io.safetensors'], impossible: /^$/ },
   schedulers: { files: ['io.safetensors'], impossible: /^$/ },
@@ -163,7 +164,7 @@ describe('bad cases', () => {
         "a config that the weights do not fit": "2 bruit: CASE/diffusion_pytorch_model.safetensors: its 207 tensors do not fit the model's 207 parameters; wrong shape (1): class_embedding.weight is [10,32], the model wants [11,32]",
         "a config with a misspelt entry": "2 bruit: CASE/config.json: unknown entry "norm_groups"",
         "a model of another class": "2 bruit: CASE: UNet3DModel is not supported (yet); bruit verifies UNet2DModel, UNet2DConditionModel, ControlNetModel, Transformer2DModel, PriorTransformer, CLIPTextModel, CLIPTextModelWithProjection, CLIPVisionModel, CLIPVisionModelWithProjection, T5EncoderModel, AutoencoderKL, AutoencoderTiny, schedulers, hybrid losses, learning rates, Fréchet distances, tokenizers and torch's random draws",
-        "an unknown scheduler": "2 bruit: CASE/cases.json: a: _class_name is "KarrasVeScheduler"; allowed: DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, PNDMScheduler, LMSDiscreteScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UnCLIPScheduler, UniPCMultistepScheduler",
+        "an unknown scheduler": "2 bruit: CASE/cases.json: a: _class_name is "KarrasVeScheduler"; allowed: DDPMScheduler, DDIMScheduler, DDIMInverseScheduler, LCMScheduler, PNDMScheduler, LMSDiscreteScheduler, HeunDiscreteScheduler, EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, DPMSolverMultistepScheduler, DPMSolverSinglestepScheduler, UnCLIPScheduler, UniPCMultistepScheduler",
         "broken JSON": "2 bruit: CASE/cases.json: not valid JSON: Unexpected end of JSON input",
         "no case at all": "2 bruit: CASE is not a reference case that bruit knows: it is empty",
         "no weights": "2 bruit: CASE has a config.json, but no diffusion_pytorch_model.safetensors beside it",

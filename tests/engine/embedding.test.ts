@@ -61,11 +61,11 @@ describe('a sampler', () => {
 
   test('recorded step by step gives the bits of generate, as numbers, bytes and textures', async () => {
     const before = live();
-    const sampler = await pipeline.createSampler(options);
-    const output = await ImageOutput.create(engine, sampler.sampleView, sampler.shape);
+    const { sampler } = await pipeline.createSampler(options);
+    const output = await ImageOutput.create(engine, sampler.sampleView, sampler.sampleShape);
     const encoder = device.createCommandEncoder();
     sampler.encodeStart(encoder);
-    for (let i = 0; i < sampler.steps; i++) sampler.encodeStep(encoder);
+    for (let i = 0; i < sampler.stepCount; i++) sampler.encodeStep(encoder);
     output.encode(encoder);
     const texture = output.createTexture();
     output.copyToTexture(encoder, texture, 1);
@@ -93,7 +93,7 @@ describe('a sampler', () => {
 
   test('destroy() frees everything, after errors too', async () => {
     await expect(pipeline.generate({ ...options, sampleOffset: -1 })).rejects.toThrow('sampleOffset -1');
-    const sampler = await pipeline.createSampler({ ...options, onPreview: () => undefined });
+    const { sampler } = await pipeline.createSampler({ ...options, onPreview: () => undefined });
     await profile(sampler.stepProgram, { runs: 1 });
     sampler.destroy();
     pipeline.destroy();

@@ -2,15 +2,19 @@
  * Checks of one op case, wherever there is a device (Node, Chrome, deno): every variant and storage type against the float64 reference,
  * gradients against finite differences of the reference, with poisoned memory and a second replay.
  */
+import type { PackedFormat } from '../../src/engine/buffer_view';
 import type { Engine } from '../../src/engine/device';
 import { gradients } from '../../src/engine/autodiff';
 import { Graph, type Tensor } from '../../src/engine/graph';
 import type { InputFill, OpCase, OpTests, RefTensor } from '../../src/engine/op';
+import { packInto } from '../../src/engine/ops/packed';
 import { add, mul } from '../../src/engine/ops/pointwise';
 import { total } from '../../src/engine/ops/sum';
 import { compile, type Program } from '../../src/engine/program';
 import { numel, sameShape, showShape } from '../../src/engine/shape';
+import { tensorUsage } from '../../src/engine/program';
 import { f16ToF32, f32ToF16 } from '../../src/io/half';
+import { isQuantised, pack, unpack } from '../../src/io/packed';
 
 /** Small deterministic generator for test data (mulberry32). */
 export function random(seed: number): () => number {
@@ -185,6 +189,83 @@ export async function checkGradients(engine: Engine, suite: OpTests<never>, c: O
   }
 }
 
+/** Formats in which a case's weight can be packed. */
+function packedFormats({ op }: OpTests<never>, c: OpCase<never>): PackedFormat[] {
+  const weight = c.packed && op.weightInput?.(c.inputs.map(({ shape, dtype = 'f32' }) => ({ shape, dtype })), c.attrs);
+  if (!weight) return [];
+  const channels = c.inputs[weight.index]!.shape.slice(weight.table ? -1 : -2);
+  return (['f16', 'bf16', 'int8', 'int4'] as const).filter((format) => !isQuantised(format) || channels.every((d) => d % 4 === 0));
+}
+
+/** Forward values of one case with its weight packed, against the reference on the numbers that the packed words stand for. */
+export async function checkPacked(engine: Engine, suite: OpTests<never>, c: OpCase<never>, format: PackedFormat, variant: string | undefined): Promise<void> {
+  const { op } = suite;
+  const inputs = makeInputs(c, 'f32', `${op.name}/${c.name}`);
+  const graph = new Graph();
+  const leaves = upload(graph, c, 'f32');
+  const { index, table = false } = op.weightInput!(leaves, c.attrs)!;
+  const { shape, data } = inputs[index]!;
+  const columns = table ? 1 : shape.at(-1)!;
+  const words = pack(format, Float32Array.from(data), columns);
+  inputs[index] = { shape, data: Float64Array.from(unpack(format, words, data.length, columns)) };
+  leaves[index] = graph.parameter('weight', shape);
+  const buffer = engine.createBuffer('weight', Math.ceil(words.byteLength / 16) * 16, tensorUsage);
+  engine.device.queue.writeBuffer(buffer, 0, words);
+  const [output] = graph.add(op, leaves, c.attrs);
+  try {
+    const bindings = new Map([[leaves[index], { buffer, offset: 0, packed: { format, bytes: words.byteLength, table } }]]);
+    const program = await compile(engine, graph, { outputs: [output!], bindings, poison: true, ...(variant && { variants: { [op.name]: variant } }) });
+    leaves.forEach((t, i) => i !== index && program.write(t, hostData(t, inputs[i]!.data)));
+    program.run();
+    // Read where they lie, or this tests another kernel.
+    if (program.steps.some(({ node }) => node.op.name === 'unpack')) throw new Error(`${op.name} does not read ${format} itself`);
+    assertClose(`${op.name} '${c.name}' ${variant ?? ''} with ${format} weights`, await program.read(output!), suite.reference(inputs, c.attrs)[0]!, c.tolerance ?? 3e-6);
+    program.destroy();
+  } finally {
+    engine.destroyBuffer(buffer);
+  }
+}
+
+/** Packed numbers read by an op without kernels for them, and packed again on the GPU, in every format and shape of packing. */
+export function packingChecks(): OpCheck[] {
+  const kinds = { matrix: [71, 12], table: [5, 44], 'odd matrix': [9, 5] } as const;
+  return (['f16', 'bf16', 'int8', 'int4'] as const).flatMap((format) =>
+    (Object.keys(kinds) as (keyof typeof kinds)[]).filter((kind) => kind !== 'odd matrix' || !isQuantised(format)).map((kind) => ({
+      name: `packed weights · ${format} · ${kind} unpacked and packed again`,
+      run: (engine: Engine) => checkPacking(engine, format, kinds[kind], kind === 'table'),
+    })),
+  );
+}
+
+async function checkPacking(engine: Engine, format: PackedFormat, shape: readonly [number, number], table: boolean): Promise<void> {
+  const n = numel(shape);
+  const columns = table ? 1 : shape[1];
+  const words = pack(format, Float32Array.from(fill(n, 'normal', random(7))), columns);
+  const expected = unpack(format, words, n, columns);
+  const buffers = [words, new Uint32Array(words.length)].map((data) => {
+    const buffer = engine.createBuffer('packed', Math.ceil(words.byteLength / 16) * 16, tensorUsage);
+    engine.device.queue.writeBuffer(buffer, 0, data);
+    return buffer;
+  });
+  const graph = new Graph();
+  const w = graph.parameter('w', shape);
+  const copy = graph.parameter('copy', shape);
+  const x = graph.input('x', shape);
+  const y = add(w, x);
+  packInto(copy, y, table);
+  try {
+    const packed = { format, bytes: words.byteLength, table };
+    const program = await compile(engine, graph, { outputs: [y], bindings: new Map([w, copy].map((t, i) => [t, { buffer: buffers[i]!, offset: 0, packed }])), poison: true });
+    program.write(x, new Float32Array(n));
+    program.run();
+    assertClose(`${format} unpacked`, await program.read(y), expected, 0);
+    assertClose(`${format} packed again`, unpack(format, new Uint32Array(await engine.readBuffer({ buffer: buffers[1]!, offset: 0 }, words.byteLength)), n, columns), expected, 1e-6);
+    program.destroy();
+  } finally {
+    for (const buffer of buffers) engine.destroyBuffer(buffer);
+  }
+}
+
 /** One check of one case. */
 export interface OpCheck {
   readonly name: string;
@@ -216,7 +297,19 @@ export function opChecks(suite: OpTests<never>, { f16, sample }: OpCheckOptions)
         run: (engine) => checkForward(engine, suite, c, { dtype, variant }),
       })),
     );
+    if (!sample) checks.push(...packedChecks(suite, c));
     if (inDepth && typeof op.grad === 'function' && !c.skipGrad) checks.push({ name: `${op.name} · ${c.name} · gradient`, run: (engine) => checkGradients(engine, suite, c) });
     return checks;
-  });
+  }).concat(sample ? packedChecks(suite, suite.cases.find((c) => packedFormats(suite, c).length === 4), true) : []);
+}
+
+/** Every format with every variant, or (`few`) each format with another one. */
+function packedChecks(suite: OpTests<never>, c: OpCase<never> | undefined, few = false): OpCheck[] {
+  const variants = suite.op.variants ?? [undefined];
+  return (c ? packedFormats(suite, c) : []).flatMap((format, i) =>
+    (few ? [variants[i % variants.length]] : variants).map((variant) => ({
+      name: `${suite.op.name} · ${c!.name}${variant ? ` · ${variant}` : ''} · ${format} weights`,
+      run: (engine: Engine) => checkPacked(engine, suite, c!, format, variant),
+    })),
+  );
 }

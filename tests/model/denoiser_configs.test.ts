@@ -124,7 +124,7 @@ describe('UNet2DConditionModel', () => {
     }).toMatchInlineSnapshot(`
       {
         "a ControlNet of another depth": "UNet2DConditionModel: 0 residuals of a ControlNet for 4 skip connections: the two were not made for each other",
-        "a block of the wrong family": "config.json: "down_block_types" holds "AttnDownBlock2D", known are DownBlock2D, ResnetDownsampleBlock2D, CrossAttnDownBlock2D, SimpleCrossAttnDownBlock2D",
+        "a block of the wrong family": "config.json: "down_block_types" holds "AttnDownBlock2D", known are DownBlock2D, ResnetDownsampleBlock2D, CrossAttnDownBlock2D, SimpleCrossAttnDownBlock2D, KDownBlock2D, KCrossAttnDownBlock2D",
         "a projection of nothing": "config.json: encoder_hid_dim_type "text_proj" needs encoder_hid_dim",
         "a small control image": "ControlNetModel: controlnet_cond [1,3,8,8] must be [1, 3, 64, 64] (8 times the sample's height and width)",
         "ada_norm": "config.json: num_embeds_ada_norm without norm_type "ada_norm_zero" means "ada_norm" in diffusers, which is not supported",

@@ -2,9 +2,9 @@ import { afterAll, describe, expect, test } from 'vitest';
 import { Engine } from '../../src/engine/device';
 import { BruitError } from '../../src/engine/errors';
 import { Graph, type Tensor } from '../../src/engine/graph';
-import { add, div, mul, scale, shift, tanh } from '../../src/engine/ops/pointwise';
+import { add, cast, div, mul, scale, shift, tanh } from '../../src/engine/ops/pointwise';
 import { reshape } from '../../src/engine/ops/reshape';
-import { concat } from '../../src/engine/ops/copy';
+import { concat, slice } from '../../src/engine/ops/copy';
 import { samplerStep } from '../../src/engine/ops/sampler_step';
 import { compile } from '../../src/engine/program';
 import { normals, RngStream } from '../../src/engine/rng';
@@ -105,6 +105,63 @@ describe('against the float64 reference', () => {
         expect(await s.read()).toEqual(previews[previews.length - 1]!.sample);
       }
     });
+  });
+});
+
+describe('values of the time steps, computed before the loop', () => {
+  /** x · tanh(p) with p [R, 5] from time step and label, of which the loop asks `hoist`: as a model's time projections are. */
+  const projected = (t: Tensor, labels: Tensor | undefined) => {
+    const rows = t.shape[0]!;
+    const y = reshape(labels ? add(scale(t, 0.05), scale(cast(labels, 'f32'), 0.3)) : scale(t, 0.05), [rows, 1]);
+    return tanh(mul(y, t.graph.constant('weights', [1, 5], Float32Array.of(1, -2, 0.5, 3, 0.25))));
+  };
+  const shape = [3, 5, 2, 3] as const;
+  const options = (hoisted: boolean, labels?: Int32Array, steps = 6): GpuSamplerOptions => ({
+    program: program('DDIMScheduler', { clip_sample: false }, steps),
+    shape,
+    model: (_, x, timestep, given, step) => {
+      const value = (path: string, offset: number) => {
+        const p = step.hoist({ path }, () => projected(shift(timestep, offset), given));
+        return reshape(p, [p.shape[0]!, 5, 1, 1]);
+      };
+      return add(mul(x, value('a', 0)), value('b', 7));
+    },
+    ...(hoisted && { timeValues: (_: Graph, t: Tensor, given: Tensor | undefined) => new Map([['a', projected(t, given)], ['b', projected(shift(t, 7), given)], ['never asked for', projected(t, given)]]) }),
+    seed: 3,
+    ...(labels && { labels, guidance: { scale: 2, nullLabel: 9 } }),
+  });
+
+  test.each([['without labels', undefined], ['with labels and guidance', Int32Array.of(1, 4, 2)]] as const)('%s: the same samples from fewer dispatches', async (_, labels) => {
+    const inside = await createGpuSampler(engine, options(false, labels));
+    const before = await createGpuSampler(engine, options(true, labels));
+    expect(before.stepProgram.steps.length).toBeLessThan(inside.stepProgram.steps.length);
+    for (const change of labels ? [{}, { labels: Int32Array.of(0, 0, 7) }] : [{}, { seed: 8 }]) {
+      inside.set(change);
+      before.set(change);
+      await inside.run();
+      await before.run();
+      const expected = await inside.read();
+      assertClose('sample', await before.read(), expected, 1e-6);
+      expect(new Set(expected).size).toBeGreaterThan(20);
+    }
+    inside.destroy();
+    before.destroy();
+  });
+
+  test('values for which there is no room stay in the loop', async () => {
+    const wide = (hoisted: boolean): GpuSamplerOptions => ({
+      ...options(false),
+      model: (_, x, timestep, __, step) => mul(x, reshape(slice(step.hoist({ path: 'wide' }, () => mul(reshape(timestep, [3, 1]), timestep.graph.constant('ones', [1, 64], new Float32Array(64).fill(0.01)))), 1, 0, 1), [-1, 1, 1, 1])),
+      ...(hoisted && { timeValues: (g: Graph, t: Tensor) => new Map([['wide', mul(reshape(t, [t.shape[0]!, 1]), g.constant('ones', [1, 2 ** 21], new Float32Array(2 ** 21).fill(0.01)))]]) }),
+    });
+    await withSampler(wide(false), async (inside) =>
+      withSampler(wide(true), async (s) => {
+        expect(s.stepProgram.steps.map(({ label }) => label)).toEqual(inside.stepProgram.steps.map(({ label }) => label));
+        await inside.run();
+        await s.run();
+        expect(await s.read()).toEqual(await inside.read());
+      }),
+    );
   });
 });
 

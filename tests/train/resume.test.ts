@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { Engine } from '../../src/engine/device';
 import { runTraining } from '../../src/node/train_run';
 import { listCheckpoints, loadCheckpoint } from '../../src/node/run_directory';
+import { parseTrainConfig } from '../../src/train/config';
 import { testDevice } from '../helpers/device';
 
 const engine = await Engine.create({ device: await testDevice() });
@@ -77,7 +78,7 @@ test('killed at any moment, the last checkpoint is whole and the run goes on to 
   let resume: string[] = [];
   for (const milliseconds of [40, 150, 400]) {
     await run(resume, milliseconds);
-    for (const c of await listCheckpoints(out)) expect((await loadCheckpoint(c.path)).state.step).toBe(c.step);
+    for (const c of await listCheckpoints(out)) expect((await loadCheckpoint(c.path, parseTrainConfig(tiny, 'recipe'))).state.step).toBe(c.step);
     resume = (await listCheckpoints(out)).length ? ['--resume'] : ['--overwrite'];
   }
   expect(await run(resume)).toBe(0);

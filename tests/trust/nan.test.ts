@@ -48,7 +48,7 @@ test('training stops at the step and names the layer, or skips the step', async 
   // Batches come in order: the third holds an infinite pixel.
   const images: ImageDataset = { name: 'damaged', length: 8, shape: [1, 4, 4], classes: undefined, get: async (i) => ({ image: new Float32Array(16).fill(i === 4 ? Infinity : i / 8), label: 0 }) };
   const run = async (debugNan: 'stop' | 'skip') => {
-    const trainer = await Trainer.create(engine, config, images, new BatchLoader(images, { batchSize: 2, shuffle: false }), { debugNan });
+    const trainer = await Trainer.create(engine, config, images, new BatchLoader(images, { batchSize: 2, shuffle: false }), {}, { debugNan });
     const skipped: boolean[] = [];
     const found: unknown[] = [];
     try {

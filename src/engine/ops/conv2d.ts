@@ -11,11 +11,12 @@ import { defineOp, opTests, type Bindable, type LowerContext, type RefTensor } f
 import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { numel, showShape } from '../shape';
-import { emitCopy } from './copy';
+import { concat, emitCopy } from './copy';
 import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 import { sum } from './sum';
+import { weightOperand } from './weight_operand';
 
 export interface Conv2dOptions {
   /** 1 by default. */
@@ -118,7 +119,7 @@ const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: nu
 
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
 function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean): void {
-  const { inputs, outputs: [y], profile, variant, temp, dispatch } = ctx;
+  const { inputs, outputs: [y], profile, variant, packed, temp, dispatch } = ctx;
   const [source, filter] = inputs as [Tensor, Tensor];
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
@@ -148,31 +149,30 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
 
   const byScalars = name === 'broadcast';
   const xWide = channels % 4 === 0 && !byScalars;
-  // The subgroup kernel reads a transposed filter down its columns.
-  const wWide = d.k % 4 === 0 && !byScalars && !(gradient && name === 'subgroup');
   const store = n % 4 === 0 && !byScalars ? 4 : 1;
   let read: Bindable = filter;
   if (gradient && name === 'broadcast') {
     read = temp('transposed filter', [taps, d.k, d.c], filter.dtype);
     emitCopy({ dispatch, profile, variant: undefined }, { from: filter, to: read, dims: read.shape, fromStrides: [d.c * d.k, 1, d.k], toStrides: [d.c * d.k, d.c, 1] });
   }
+  // The subgroup kernel reads a transposed filter down its columns.
+  const wide = !byScalars && !(gradient && name === 'subgroup');
+  const operand = weightOperand({ dtype: filter.dtype, packed: packed(filter), even: d.k % 4 === 0, wide, transposed: gradient && !byScalars });
   dispatch({
     shader: kernel.shader,
     entry: tile.entry ?? 'forward',
     prologue: {
       X: vectorType(source.dtype, xWide ? 4 : 1),
       X4: vectorType(source.dtype, 4),
-      W: vectorType(filter.dtype, wWide ? 4 : 1),
-      W4: vectorType(filter.dtype, 4),
       Y: vectorType(target.dtype, store),
       V: vectorType('f32', store),
       X_WIDE: xWide,
-      W_WIDE: wWide,
       CHANNEL_EDGE: channels % kernel.step !== 0,
       GRADIENT: gradient,
       ...(name === 'tiled' && { STAGE_K: `${stageK}u` }),
+      ...operand.prologue,
     },
-    includes: { ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+    includes: { ...operand.includes, ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
     bindings: { x: source, w: read, y: target },
     params: {
       m: d.n * yHeight * yWidth,
@@ -213,6 +213,8 @@ export const conv2dOp = defineOp<ConvAttrs>({
     return [{ shape: [n, p, q, k], dtype: x!.dtype }];
   },
   epilogueBuffers: 5,
+  weightInput: () => ({ index: 1 }),
+  overParts: ([x], parts, attrs) => concat(parts.map((part) => conv2d(x!, part, attrs)), -1),
   lower(ctx) {
     lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
   },
@@ -383,6 +385,7 @@ interface Case extends Partial<ConvAttrs> {
   readonly large?: boolean;
   /** A real layer. */
   readonly bench?: boolean;
+  readonly packed?: boolean;
 }
 
 const same = [1, 1, 1, 1] as const;
@@ -390,8 +393,8 @@ const same = [1, 1, 1, 1] as const;
 /** Shapes that all three ops are tested with. */
 const caseShapes: readonly Case[] = [
   { name: 'one element', x: [1, 1, 1, 1], w: [1, 1, 1] },
-  { name: '3x3, padded', x: [2, 6, 5, 8], w: [3, 3, 12], padding: same },
-  { name: '3x3, prime sizes and channels', x: [2, 7, 11, 5], w: [3, 3, 7], padding: same },
+  { name: '3x3, padded', x: [2, 6, 5, 8], w: [3, 3, 12], padding: same, packed: true },
+  { name: '3x3, prime sizes and channels', x: [2, 7, 11, 5], w: [3, 3, 7], padding: same, packed: true },
   { name: '1x1 shortcut', x: [2, 5, 3, 12], w: [1, 1, 20] },
   { name: 'RGB in', x: [2, 9, 8, 3], w: [3, 3, 16], padding: same },
   { name: 'RGB out', x: [2, 9, 8, 16], w: [3, 3, 3], padding: same },
@@ -404,7 +407,7 @@ const caseShapes: readonly Case[] = [
   { name: 'padding beyond the filter', x: [1, 3, 4, 4], w: [2, 3, 4], padding: [3, 4, 0, 5] },
   { name: '7x7', x: [1, 8, 9, 4], w: [7, 7, 8], padding: [3, 3, 3, 3] },
   { name: 'one beyond tiles', x: [1, 13, 10, 68], w: [3, 3, 65], padding: same, large: true },
-  { name: 'small image, split taps', x: [1, 4, 4, 64], w: [3, 3, 64], padding: same, large: true },
+  { name: 'small image, split taps', x: [1, 4, 4, 64], w: [3, 3, 64], padding: same, large: true, packed: true },
   { name: 'tiles of 64', x: [2, 25, 31, 4], w: [3, 3, 252], padding: same, large: true },
   { name: 'tiles of 64 in the gradient', x: [2, 25, 31, 252], w: [3, 3, 4], padding: same, large: true },
   { name: 'U-Net at 28', x: [4, 28, 28, 32], w: [3, 3, 48], padding: same, large: true, bench: true },
@@ -415,16 +418,16 @@ const caseShapes: readonly Case[] = [
 const toleranceOf = (terms: number): number => 3e-6 + 1.5e-7 * Math.sqrt(terms);
 
 function cases<A extends ConvAttrs>(make: (d: Dimensions, x: readonly number[], w: readonly number[], attrs: ConvAttrs) => { shapes: readonly (readonly number[])[]; attrs: A; terms: number }, list: readonly Case[]) {
-  return list.map(({ name, x, w: [r, s, k], large, bench, stride = 1, padding = [0, 0, 0, 0], upsample = false }) => {
+  return list.map(({ name, x, w: [r, s, k], large, bench, packed, stride = 1, padding = [0, 0, 0, 0], upsample = false }) => {
     const attrs: ConvAttrs = { stride, padding, upsample };
     const w = [r, s, x[3], k];
     const made = make(dimensions(x, w, attrs), x, w, attrs);
-    return { name, inputs: made.shapes.map((shape) => ({ shape })), attrs: made.attrs, tolerance: toleranceOf(made.terms), ...(large && { skipGrad: true }), ...(bench && { bench }) };
+    return { name, inputs: made.shapes.map((shape) => ({ shape })), attrs: made.attrs, tolerance: toleranceOf(made.terms), ...(large && { skipGrad: true }), ...(bench && { bench }), ...(packed && { packed }) };
   });
 }
 
 const upsampled: readonly Case[] = [
-  { name: 'upsampled', x: [2, 4, 5, 8], w: [3, 3, 4], padding: same, upsample: true },
+  { name: 'upsampled', x: [2, 4, 5, 8], w: [3, 3, 4], padding: same, upsample: true, packed: true },
   { name: 'upsampled, odd channels, stride 2', x: [1, 5, 3, 3], w: [3, 3, 5], padding: same, stride: 2, upsample: true },
 ];
 

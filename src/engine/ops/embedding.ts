@@ -5,28 +5,47 @@ import { defineOp, opTests, type OpTests, type RefTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import { numel, showShape, type DType } from '../shape';
 import { emitZeros } from './copy';
+import { add } from './pointwise';
+import { weightOperand } from './weight_operand';
 
 const indexType = (dtype: DType): string => vectorType(dtype, 1);
 
 const checkIds = (dtype: DType): void => check(dtype === 'i32' || dtype === 'u32', 'shape', () => `ids must be i32 or u32, not ${dtype}`);
 
-const embeddingOp = defineOp<object>({
+interface EmbeddingAttrs {
+  /** Where the table is a part of a longer one: that one's rows, and which of them is the part's first. */
+  readonly part?: { readonly first: number; readonly total: number };
+}
+
+const embeddingOp = defineOp<EmbeddingAttrs>({
   name: 'embedding',
   doc: 'Rows of a table [V,D] by ids [...]: the result is [...,D] (torch.nn.functional.embedding). An id outside 0…V−1 reads the nearest row.',
   infer([table, ids]) {
     check(table!.shape.length === 2, 'shape', () => `the table must be [V,D], not ${showShape(table!.shape)}`);
+    check(table!.dtype === 'f32' || table!.dtype === 'f16', 'shape', () => `the table must hold floating-point numbers, not ${table!.dtype}`);
     checkIds(ids!.dtype);
     return [{ shape: [...ids!.shape, table!.shape[1]!], dtype: table!.dtype }];
   },
-  lower({ inputs: [table, ids], outputs: [y], dispatch }) {
+  weightInput: () => ({ index: 0, table: true }),
+  overParts([table, ids], parts): Tensor {
+    let first = 0;
+    return parts.map((t) => {
+      const y = t.graph.add1(embeddingOp, [t, ids!], { part: { first, total: table!.shape[0]! } });
+      first += t.shape[0]!;
+      return y;
+    }).reduce(add);
+  },
+  lower({ inputs: [table, ids], outputs: [y], attrs: { part }, packed, dispatch }) {
     const [rows, dim] = table!.shape as [number, number];
     const width = dim % 4 === 0 ? 4 : 1;
+    const { prologue, includes } = weightOperand({ dtype: table!.dtype, packed: packed(table!), even: width === 4, wide: true });
     dispatch({
       shader: { file: 'embedding.wgsl', text: shader },
       entry: 'forward',
-      prologue: { T: vectorType(table!.dtype, width), I: indexType(ids!.dtype) },
-      bindings: { table: table!, ids: ids!, y: y! },
-      params: { tokens: numel(ids!.shape), rows, columns: dim / width },
+      prologue: { ...prologue, T: vectorType(table!.dtype, width), V: vectorType('f32', width), I: indexType(ids!.dtype), WIDTH: `${width}u` },
+      includes: { ...includes, 'lib/lanes_1.wgsl': `lib/lanes_${width}.wgsl` },
+      bindings: { w: table!, ids: ids!, y: y! },
+      params: { tokens: numel(ids!.shape), rows, first: part?.first ?? 0, total: part?.total ?? rows, n: dim },
       workgroups: Math.ceil(numel(y!.shape) / width / 64),
     });
   },
@@ -53,9 +72,9 @@ const embeddingGradOp = defineOp<{ rows: number }>({
     ctx.dispatch({
       shader: { file: 'embedding.wgsl', text: shader },
       entry: byToken ? 'grad_tokens' : 'grad_rows',
-      prologue: { G: vectorType(dy!.dtype, width), V: vectorType('f32', width), I: indexType(ids!.dtype) },
+      prologue: { G: vectorType(dy!.dtype, width), V: vectorType('f32', width), I: indexType(ids!.dtype), WIDTH: `${width}u` },
       bindings: { dy: dy!, ids: ids!, dtable: dtable! },
-      params: { tokens, rows, columns: dim / width },
+      params: { tokens, rows, first: 0, total: rows, n: dim },
       workgroups: Math.ceil(((byToken ? tokens : rows) * dim) / width / 64),
     });
   },
@@ -71,15 +90,18 @@ export const embedding = (table: Tensor, ids: Tensor): Tensor => table.graph.add
 const rowsOf = (ids: RefTensor, rows: number): number[] => Array.from(ids.data, (v) => Math.min(Math.max(v, 0), rows - 1));
 
 export const tests: OpTests<never>[] = [
-  opTests({
+  opTests<EmbeddingAttrs>({
     op: embeddingOp,
-    reference([table, ids]) {
+    reference([table, ids], { part }) {
       const [rows, dim] = table!.shape as [number, number];
-      return [Float64Array.from(rowsOf(ids!, rows).flatMap((r) => Array.from(table!.data.subarray(r * dim, (r + 1) * dim))))];
+      const { first, total } = part ?? { first: 0, total: rows };
+      return [Float64Array.from(rowsOf(ids!, total).flatMap((r) => (r < first || r >= first + rows ? new Array<number>(dim).fill(0) : Array.from(table!.data.subarray((r - first) * dim, (r - first + 1) * dim)))))];
     },
     cases: [
-      { name: 'odd width', inputs: [{ shape: [11, 7] }, { shape: [2, 3], dtype: 'i32', fill: { int: 11 } }], attrs: {}, tolerance: 0 },
+      { name: 'odd width', inputs: [{ shape: [11, 7] }, { shape: [2, 3], dtype: 'i32', fill: { int: 11 } }], attrs: {}, tolerance: 0, packed: true },
       { name: 'fewer rows than tokens', inputs: [{ shape: [3, 8] }, { shape: [13], dtype: 'u32', fill: { int: 3 } }], attrs: {}, tolerance: 0 },
+      { name: 'rows longer than a block of packed weights', inputs: [{ shape: [5, 44] }, { shape: [9], dtype: 'i32', fill: { int: 5 } }], attrs: {}, tolerance: 0, packed: true },
+      { name: 'part of a longer table', inputs: [{ shape: [4, 12] }, { shape: [7], dtype: 'i32', fill: { values: [-3, 0, 4, 5, 8, 9, 99] } }], attrs: { part: { first: 5, total: 20 } }, tolerance: 0, skipGrad: true, packed: true },
       { name: 'ids outside', inputs: [{ shape: [4, 5] }, { shape: [5], dtype: 'i32', fill: { values: [-1, 4, 3, -2147483648, 2147483647] } }], attrs: {}, tolerance: 0 },
       { name: 'one row', inputs: [{ shape: [1, 1] }, { shape: [1], dtype: 'i32', fill: { int: 1 } }], attrs: {}, tolerance: 0 },
       { name: 'text encoder tokens', inputs: [{ shape: [4096, 768] }, { shape: [2, 77], dtype: 'i32', fill: { int: 4096 } }], attrs: {}, tolerance: 0, skipGrad: true, bench: true },

@@ -11,6 +11,7 @@ export { interpolate } from './interpolate';
 export { layerNorm } from './layer_norm';
 export { huberLoss, l1Loss, mseLoss, norm } from './losses';
 export { matmul } from './matmul';
+export { nearestRow } from './nearest_row';
 export { abs, add, cast, clamp, cos, detach, div, equal, exp, expand, gelu, geluTanh, less, lessEqual, log, maximum, minimum, mish, mul, neg, quickGelu, relu, rsqrt, scale, shift, sigmoid, sign, silu, sin, sqrt, square, sub, tanh, where } from './pointwise';
 export { dropout, randomInt, randomNormal, randomUniform } from './random';
 export { reshape } from './reshape';

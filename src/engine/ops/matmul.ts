@@ -8,10 +8,11 @@ import { defineOp, opTests, type Bindable, type LowerContext } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { numel, sameShape, showShape, type Shape } from '../shape';
-import { emitCopy } from './copy';
+import { concat, emitCopy } from './copy';
 import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
+import { weightOperand } from './weight_operand';
 
 export interface MatmulOptions {
   /** `a` is stored [..., K, M]. */
@@ -36,7 +37,8 @@ interface Dimensions {
   readonly k: number;
   /** Elements from one batch to the next, 0 for a shared operand. */
   readonly aStride: number;
-  readonly bStride: number;
+  /** Whether all batches share b. */
+  readonly bShared: boolean;
 }
 
 function dimensions([a, b]: readonly TensorSpec[], { transposeA, transposeB }: MatmulAttrs): Dimensions {
@@ -53,7 +55,7 @@ function dimensions([a, b]: readonly TensorSpec[], { transposeA, transposeB }: M
     throw new BruitError('shape', `batch dimensions ${showShape(leadA)} and ${showShape(leadB)} differ; they must be equal, or one operand have none: ${shapes}`);
   }
   const lead = leadA.length ? leadA : leadB;
-  return { lead, batch: numel(lead), m, n, k, aStride: leadA.length ? m * k : 0, bStride: leadB.length ? k * n : 0 };
+  return { lead, batch: numel(lead), m, n, k, aStride: leadA.length ? m * k : 0, bShared: leadB.length === 0 };
 }
 
 export const matmulOp = defineOp<MatmulAttrs>({
@@ -65,6 +67,8 @@ export const matmulOp = defineOp<MatmulAttrs>({
   },
   variants: productVariants,
   epilogueBuffers: 5,
+  weightInput: ([, b], { transposeB, sumBatch }) => (b!.shape.length === 2 && !transposeB && !sumBatch ? { index: 1 } : undefined),
+  overParts: ([a], parts, attrs) => concat(parts.map((part) => apply(a!, part, attrs.transposeA, false)), -1),
   lower: lowerMatmul,
   flops(inputs, _, attrs) {
     const { batch, m, n, k } = dimensions(inputs, attrs);
@@ -153,12 +157,12 @@ const kernels: Readonly<Record<KernelName, Kernel>> = {
 };
 
 function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
-  const { inputs, outputs: [y], attrs, profile, variant, temp, dispatch } = ctx;
+  const { inputs, outputs: [y], attrs, profile, variant, packed, temp, dispatch } = ctx;
   const [a, b] = inputs as [Tensor, Tensor];
   const { transposeA, transposeB, sumBatch } = attrs;
-  const { batch: batches, m: rows, n, k, aStride, bStride } = dimensions(inputs, attrs);
+  const { batch: batches, m: rows, n, k, aStride, bShared } = dimensions(inputs, attrs);
   // One weight for all batches: their rows are one matrix.
-  const fold = bStride === 0 && !transposeA && !sumBatch;
+  const fold = bShared && !transposeA && !sumBatch;
   const batch = fold ? 1 : batches;
   const m = fold ? rows * batches : rows;
 
@@ -177,33 +181,31 @@ function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
 
   const byScalars = name === 'broadcast';
   const aWide = !byScalars && (transposeA ? m % 4 === 0 : name !== 'subgroup' && k % 4 === 0);
-  const bWide = !byScalars && (transposeB ? k : n) % 4 === 0;
   const width = n % 4 === 0 && !byScalars ? 4 : 1;
   let readB: Bindable = b;
   if (byScalars && transposeB) {
     readB = temp('transposed b', [...b.shape.slice(0, -2), k, n], b.dtype);
     emitCopy({ dispatch, profile, variant: undefined }, { from: b, to: readB, dims: [numel(b.shape) / (k * n), k, n], fromStrides: [k * n, 1, k], toStrides: [k * n, n, 1] });
   }
+  const transposed = transposeB && !byScalars;
+  const operand = weightOperand({ dtype: b.dtype, packed: packed(b), even: (transposed ? k : n) % 4 === 0, wide: !byScalars, transposed });
   dispatch({
     shader,
     entry: tile.entry ?? 'forward',
     prologue: {
       A: vectorType(a.dtype, aWide ? 4 : 1),
       A4: vectorType(a.dtype, 4),
-      B: vectorType(b.dtype, bWide ? 4 : 1),
-      B4: vectorType(b.dtype, 4),
       Y: vectorType(target.dtype, width),
       V: vectorType('f32', width),
       A_WIDE: aWide,
-      B_WIDE: bWide,
       K_EDGE: k % step !== 0,
       TRANSPOSE_A: transposeA,
-      TRANSPOSE_B: transposeB && !byScalars,
-      ...(name === 'tiled' && { STAGE_K: `${step}u` }),
+      ...(name === 'tiled' && { STAGE_K: `${step}u`, TRANSPOSE_B: transposed }),
+      ...operand.prologue,
     },
-    includes: { ...(!byScalars && { [name === 'direct' ? 'lib/store_row_4.wgsl' : 'lib/store_block_4.wgsl']: name === 'direct' ? `lib/store_row_${width}.wgsl` : `lib/store_block_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
-    bindings: { a, b: readB, y: target },
-    params: { m, n, k, tiles_m: tilesM(tile), tiles_n: tilesN(tile), batch, slices, slice_k: sliceK, a_stride: aStride, b_stride: bStride },
+    includes: { ...operand.includes, ...(!byScalars && { [name === 'direct' ? 'lib/store_row_4.wgsl' : 'lib/store_block_4.wgsl']: name === 'direct' ? `lib/store_row_${width}.wgsl` : `lib/store_block_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+    bindings: { a, w: readB, y: target },
+    params: { m, n, k, tiles_m: tilesM(tile), tiles_n: tilesN(tile), batch, slices, slice_k: sliceK, a_stride: aStride, b_rows: bShared ? 0 : transposed ? n : k },
     workgroups: Math.ceil((tilesM(tile) * tilesN(tile) * slices) / tilesPerWorkgroup),
     ...(parts === 1 ? { epilogueWidth: width } : { cost: { flops: 2 * batch * m * n * k, bytes: a.bytes + b.bytes + numel(target.shape) * 4 } }),
   });
@@ -227,14 +229,14 @@ const plain = { transposeA: false, transposeB: false, sumBatch: false };
 export const tests = opTests<MatmulAttrs>({
   op: matmulOp,
   reference(inputs, attrs) {
-    const { batch, m, n, k, aStride, bStride } = dimensions(inputs.map(({ shape }) => ({ shape, dtype: 'f32' as const })), attrs);
+    const { batch, m, n, k, aStride, bShared } = dimensions(inputs.map(({ shape }) => ({ shape, dtype: 'f32' as const })), attrs);
     const [a, b] = [inputs[0]!.data, inputs[1]!.data];
     const y = new Float64Array((attrs.sumBatch ? 1 : batch) * m * n);
     for (let z = 0; z < batch; z++) {
       for (let i = 0; i < m; i++) {
         for (let j = 0; j < n; j++) {
           let total = 0;
-          for (let p = 0; p < k; p++) total += a[z * aStride + (attrs.transposeA ? p * m + i : i * k + p)]! * b[z * bStride + (attrs.transposeB ? j * k + p : p * n + j)]!;
+          for (let p = 0; p < k; p++) total += a[z * aStride + (attrs.transposeA ? p * m + i : i * k + p)]! * b[(bShared ? 0 : z * k * n) + (attrs.transposeB ? j * k + p : p * n + j)]!;
           y[((attrs.sumBatch ? 0 : z) * m + i) * n + j]! += total;
         }
       }
@@ -265,7 +267,9 @@ export const tests = opTests<MatmulAttrs>({
     { name: 'one element', inputs: [{ shape: [1, 1] }, { shape: [1, 1] }], attrs: plain },
     { name: 'a vector on either side', inputs: [{ shape: [2, 1, 5] }, { shape: [2, 5, 1] }], attrs: plain },
     { name: 'outer product', inputs: [{ shape: [9, 1] }, { shape: [1, 6] }], attrs: plain },
-    { name: 'k split, few rows', inputs: [{ shape: [2, 1280] }, { shape: [1280, 36] }], attrs: plain, tolerance: 1e-5, skipGrad: true },
+    { name: 'k split, few rows', inputs: [{ shape: [2, 1280] }, { shape: [1280, 36] }], attrs: plain, tolerance: 1e-5, skipGrad: true, packed: true },
+    { name: 'two bands of packed weights and a part, batched', inputs: [{ shape: [3, 11, 76] }, { shape: [76, 72] }], attrs: plain, tolerance: 5e-6, skipGrad: true, packed: true },
+    { name: 'odd columns of packed weights', inputs: [{ shape: [7, 45] }, { shape: [45, 35] }], attrs: plain, tolerance: 5e-6, skipGrad: true, packed: true },
     { name: 'k split beyond the longest sum, odd', inputs: [{ shape: [16411, 3] }, { shape: [16411, 5] }], attrs: { ...plain, transposeA: true }, tolerance: 2e-5, skipGrad: true },
     { name: 'time embedding', inputs: [{ shape: [4, 512] }, { shape: [512, 512] }], attrs: plain, tolerance: 1e-5, skipGrad: true, bench: true },
     { name: 'linear layer of tokens', inputs: [{ shape: [4, 256, 128] }, { shape: [128, 512] }], attrs: plain, tolerance: 1e-5, skipGrad: true, bench: true },

@@ -1,6 +1,7 @@
 /** Pipelines in pixel space, and class-conditional latent diffusion. */
 import { DDPMPipeline } from '../../pipelines/ddpm';
 import { IFPipeline, IFSuperResolutionPipeline, type IFCall } from '../../pipelines/deepfloyd_if';
+import { LDMPipeline } from '../../pipelines/ldm';
 import { DiTPipeline } from '../../pipelines/dit';
 import { UnCLIPImageVariationPipeline, UnCLIPPipeline } from '../../pipelines/unclip';
 import { BruitError, check } from '../../engine/errors';
@@ -58,6 +59,23 @@ const ddpm: PipelineClass = {
     } finally {
       pipeline.destroy();
     }
+    return records.values;
+  },
+};
+
+const ldm: PipelineClass = {
+  names: ['LDMPipeline'],
+  async run(run) {
+    const records = new Records();
+    const pipeline = await LDMPipeline.fromFolder(run.engine, run.folder);
+    await pipeline.generate({
+      ...given('batch_size', numberArgument(run, 'batch_size')),
+      ...given('num_inference_steps', numberArgument(run, 'num_inference_steps')),
+      ...given('scheduler', schedulerOf(run, 'scheduler')),
+      schedulerOptions: schedulerOptions(run),
+      generator: run.draws,
+      onRecord: records.record,
+    });
     return records.values;
   },
 };
@@ -192,4 +210,4 @@ const unclipVariations: PipelineClass = {
   },
 };
 
-export const pixelPipelines: readonly PipelineClass[] = [ddpm, dit, deepfloydIF, deepfloydIFSuperResolution, unclip, unclipVariations];
+export const pixelPipelines: readonly PipelineClass[] = [ddpm, ldm, dit, deepfloydIF, deepfloydIFSuperResolution, unclip, unclipVariations];
