@@ -12,6 +12,9 @@ const unused = new Set(['weightInput', 'overParts', 'doc', 'grad', 'reference', 
 /** Schedulers that no diffusers pipeline of an unconditional U-Net names. */
 const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepScheduler', 'UnCLIPScheduler']);
 
+/** What only tests and the search for NaNs ask of `compile`. */
+const debugging = new Set(['probe', 'poison']);
+
 /** Kernels for software adapters whose subgroups have 4 or 8 lanes, `direct` ones serve there too; and what only the tuner chooses. */
 const otherKernels = new Set(['broadcast', 'subgroup', 'winograd']);
 
@@ -166,11 +169,16 @@ function strip(ts, path, source) {
       const definition = isOp && ((ts.isCallExpression(node.parent) && node.parent.expression.getText() === 'defineOp') || node.properties.some((p) => p.name?.getText() === 'wgsl'));
       const names = definition ? unused : isOp ? others : otherSchedulers;
       for (const property of node.properties) {
-        if (named(property, names) || named(property, others) || spreads(property, names)) cutFromList(property, node.properties);
+        if (named(property, names) || named(property, others) || named(property, debugging) || spreads(property, names)) cutFromList(property, node.properties);
         else visit(property, exported);
       }
       return;
     }
+    // Advice that speaks of training and decoding.
+    if (ts.isCallExpression(node) && node.expression.getText() === 'adviceFor') return void cuts.push([node.getStart(), node.end, "''"]);
+    if (ts.isObjectBindingPattern(node)) for (const element of node.elements) if (named(element, debugging)) cutFromList(element, node.elements);
+    const condition = ts.isIfStatement(node) ? node.expression : ts.isExpressionStatement(node) && ts.isCallExpression(node.expression) && node.expression.expression.questionDotToken ? node.expression.expression.expression : undefined;
+    if (condition && debugging.has(condition.getText())) return void cuts.push([node.getStart(), node.end, ';']);
     // if (…) throw new BruitError('shader', …), perhaps for each of something.
     const only = (statement) => (statement && ts.isBlock(statement) && statement.statements.length === 1 ? statement.statements[0] : statement);
     const check = ts.isForOfStatement(node) ? only(node.statement) : node;

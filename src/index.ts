@@ -1,9 +1,11 @@
 /** bruit's public API for browsers and bundlers; `bruit/node` adds files and the software adapter. */
 export { Engine, type AdapterProfile, type EngineOptions } from './engine/device';
 export { BruitError } from './engine/errors';
+export { withEngine, type WithEngineOptions } from './engine/recover';
 export { Graph, Tensor, type TensorSpec } from './engine/graph';
 export { gradients } from './engine/autodiff';
 export { compile, Program, type BufferView, type CompileOptions } from './engine/program';
+export { NanProbe, type NonFinite } from './engine/nan_probe';
 export { ImageOutput } from './engine/image_output';
 export { profile, profileTable, chromeTrace, type Profile } from './engine/profiler';
 export { estimate, type GraphEstimate } from './engine/estimate';

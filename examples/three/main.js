@@ -10,8 +10,8 @@ renderer.outputColorSpace = THREE.LinearSRGBColorSpace; // the digits' bytes as 
 
 const engine = await Engine.create({ device: renderer.backend.device }); // used as it is, never destroyed by bruit
 const pipeline = await DDPMPipeline.fromFolder(engine, urlFolder(new URL('../../models/digits', import.meta.url).href));
-const sampler = await pipeline.createSampler({ labels: [3, 5, 8], steps: 6, scheduler: 'ddim', seed: 7 });
-const output = await ImageOutput.create(engine, sampler.sampleView, sampler.shape);
+const { sampler } = await pipeline.createSampler({ labels: [3, 5, 8], steps: 6, scheduler: 'ddim', seed: 7 });
+const output = await ImageOutput.create(engine, sampler.sampleView, sampler.sampleShape);
 
 const scene = new THREE.Scene();
 const camera = new THREE.OrthographicCamera(-1.5, 1.5, 0.5, -0.5, 0, 1);
@@ -28,7 +28,7 @@ textures.forEach((texture, i) => {
   scene.add(plane);
 });
 
-for (let step = 0; step <= sampler.steps; step++) {
+for (let step = 0; step <= sampler.stepCount; step++) {
   await new Promise(requestAnimationFrame);
   const encoder = engine.device.createCommandEncoder();
   if (step === 0) sampler.encodeStart(encoder);

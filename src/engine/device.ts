@@ -114,6 +114,21 @@ export class Engine {
     buffer.destroy();
   }
 
+  /**
+   * Runs `make`, which creates buffers, and finds out whether there was memory for them. What was made is the caller's to free, in any case.
+   * @throws BruitError `limit` that begins with `what()`; `device` if the device was lost.
+   */
+  async withinMemory(make: () => void, what: () => string): Promise<void> {
+    this.device.pushErrorScope('out-of-memory');
+    let error: GPUError | null;
+    try {
+      make();
+    } finally {
+      error = await this.settle(this.device.popErrorScope());
+    }
+    if (error) throw new BruitError('limit', `${what()}: out of GPU memory (${error.message}). Use a smaller batch or image.`);
+  }
+
   /** Copies `bytes` bytes of a tensor buffer to the host. */
   async readBuffer({ buffer, offset }: { buffer: GPUBuffer; offset: number }, bytes: number): Promise<ArrayBuffer> {
     const size = Math.ceil(bytes / 4) * 4;
@@ -122,14 +137,34 @@ export class Engine {
       const encoder = this.device.createCommandEncoder();
       encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
       this.device.queue.submit([encoder.finish()]);
-      await staging.mapAsync(1); // GPUMapMode.READ
+      await this.settle(staging.mapAsync(1)); // GPUMapMode.READ
       return staging.getMappedRange().slice(0, bytes);
     } catch (e) {
-      this.assertAlive();
+      if (e instanceof BruitError) throw e;
       throw new BruitError('device', `Reading ${bytes} bytes back from the GPU failed: ${(e as Error).message}`, { cause: e });
     } finally {
       this.destroyBuffer(staging);
     }
+  }
+
+  /**
+   * Awaits what the device promised.
+   * @throws BruitError `device` where that failed because the device was lost: the news of it may come a little after the failure.
+   */
+  async settle<T>(promise: Promise<T>): Promise<T> {
+    try {
+      return await promise;
+    } catch (e) {
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      throw e;
+    } finally {
+      this.assertAlive();
+    }
+  }
+
+  /** Whether the device was lost, by whatever cause: nothing made on this engine works any more. */
+  get isLost(): boolean {
+    return this.lostReason !== undefined;
   }
 
   /** Throws if the device was lost. */

@@ -41,15 +41,23 @@ export interface PlanOptions {
   /** Memory of the caller's. */
   readonly bound?: ReadonlyMap<Tensor, BufferView>;
   readonly fuse?: boolean;
+  /** Adds dispatches of its own to those of the nodes. */
+  readonly probe?: Probe | undefined;
+}
+
+/** What looks at a program's values as they are computed (nan_probe.ts). */
+export interface Probe {
+  attach(lowered: readonly Lowered[]): void;
 }
 
 /** @throws BruitError `shape` where an op refuses its operands. */
-export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { nodes: given = graph.nodes, profile, variantOf, bound, fuse: fusing = true }: PlanOptions): PlannedGraph {
+export function planGraph(graph: Graph, outputs: ReadonlySet<Tensor>, { nodes: given = graph.nodes, profile, variantOf, bound, fuse: fusing = true, probe }: PlanOptions): PlannedGraph {
   let nodes: PlannedNode[] = removeDeadCode(given, outputs);
   if (fusing) nodes = fuse(nodes, outputs, { maxStorageBuffers: profile.limits.maxStorageBuffersPerShaderStage });
   const grouped = fusing && bound ? groupProducts(nodes, bound, profile.limits) : undefined;
   nodes = grouped?.nodes ?? nodes;
   const lowered = nodes.filter((n) => !n.op.view).map((node) => lower(node, profile, variantOf?.(node), bound));
+  probe?.attach(lowered);
 
   const roots = new Map<Tensor, Tensor>();
   const root = (t: Tensor): Tensor => roots.get(t) ?? t;

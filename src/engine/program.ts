@@ -13,7 +13,7 @@ import type { Bindable, Cost } from './op';
 import { scale } from './ops/pointwise';
 import { readsOf, type PlannedNode } from './passes';
 import type { MemoryPlan } from './plan';
-import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph } from './planned_graph';
+import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph, type Probe } from './planned_graph';
 import { emitEpilogue } from './pointwise_codegen';
 import { highestBinding, packParams, reflect, specialise, type EntryInfo } from './shader';
 import { numel, showShape } from './shape';
@@ -33,6 +33,8 @@ export interface CompileOptions {
   readonly fuse?: boolean;
   /** Fills activation memory with NaN first, so that a kernel that reads what nobody wrote shows (tests). */
   readonly poison?: boolean;
+  /** Looks at all values as they are computed: a `NanProbe`. */
+  readonly probe?: Probe | undefined;
   readonly label?: string;
 }
 
@@ -76,6 +78,7 @@ export async function compile(engine: Engine, graph: Graph, options: CompileOpti
     variantOf: (node) => options.variants?.[node.op.name] ?? tunedVariant(engine, node),
     bound: bindings,
     ...(options.fuse !== undefined && { fuse: options.fuse }),
+    probe: options.probe,
   });
   for (const [joint, first] of planned.grouped?.leaves ?? []) bindings.set(joint, bindings.get(first)!);
   const memory = new ProgramMemory(engine, graph, planned, bindings, options.label ?? 'program');
@@ -119,15 +122,18 @@ class ProgramMemory {
   }
 
   async allocate(poison: boolean): Promise<void> {
-    const { device, profile } = this.engine;
+    const { profile } = this.engine;
     const { maxBufferSize, maxStorageBufferBindingSize } = profile.limits;
     const limit = Math.min(maxBufferSize, maxStorageBufferBindingSize);
     const oversize = [...this.planned.slotOf.keys(), ...this.planned.leaves].find((t) => this.bytesOf(t) > limit);
     if (oversize) throw new BruitError('limit', `${this.label}: ${this.describe(oversize)} takes ${this.bytesOf(oversize)} bytes, this device binds at most ${limit} at once. ${adviceFor(oversize)}`);
-    // Before the error scope opens: an exception inside would leave it open on the caller's device.
     const unbound = this.planned.leaves.find((t) => t.kind === 'parameter' && !this.bindings.has(t));
     if (unbound) throw new BruitError('checkpoint', `${this.label}: parameter '${unbound.name}' ${showShape(unbound.shape)} has no buffer in \`bindings\``);
-    device.pushErrorScope('out-of-memory');
+    await this.engine.withinMemory(() => this.createBuffers(poison), () => `${this.label}: ${this.plan.plannedBytes} bytes of activations`);
+  }
+
+  private createBuffers(poison: boolean): void {
+    const { device } = this.engine;
     const slots = this.plan.slots.map((bytes, i) => this.create(`${this.label}.slot${i}`, bytes));
     if (poison) slots.forEach((b) => device.queue.writeBuffer(b, 0, new Uint32Array(b.size / 4).fill(0x7fc00000)));
     for (const [t, s] of this.planned.slotOf) this.views.set(t, { buffer: slots[s]!, offset: 0 });
@@ -138,8 +144,6 @@ class ProgramMemory {
       if (!bound && t.data) device.queue.writeBuffer(view.buffer, 0, t.data as Float32Array<ArrayBuffer>);
     }
     for (const [t, view] of this.bindings) this.views.set(t, view);
-    const error = await device.popErrorScope();
-    if (error) throw new BruitError('limit', `${this.label}: out of GPU memory: ${this.plan.plannedBytes} bytes of activations were planned (${error.message}). Use a smaller batch or image, or gradient checkpointing.`);
   }
 
   /** Bytes that are bound for a tensor. */
@@ -237,7 +241,7 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
   }
   const uniforms = memory.createUniforms(uniformData);
 
-  const ready = await Promise.all(prepared.map(({ info, spec }) => pipelines.get(info, spec.overrides)));
+  const ready = await engine.settle(Promise.all(prepared.map(({ info, spec }) => pipelines.get(info, spec.overrides))));
   return prepared.map(({ node, spec, all, info }, i): Step => {
     const label = `${node.path || 'graph'}:${node.op.name}${spec.entry === 'forward' ? '' : `.${spec.entry}`}`;
     const entries: GPUBindGroupEntry[] = [];
@@ -366,8 +370,7 @@ export class Program {
 
   /** Resolves when everything submitted so far has run; rejects if the device was lost. */
   async done(): Promise<void> {
-    await this.engine.device.queue.onSubmittedWorkDone();
-    this.engine.assertAlive();
+    await this.engine.settle(this.engine.device.queue.onSubmittedWorkDone());
   }
 
   /** Copies a leaf or output to the host. f16 comes as bits (Uint16Array). */

@@ -1,5 +1,6 @@
 /** A model folder in diffusers' layout (model_index.json and one sub-folder per component), wherever it lies. */
 import { BruitError } from '../engine/errors';
+import { isJsonObject, parseJson } from './json';
 import { openSafetensors, openSharded, type TensorStore } from './safetensors';
 import { urlSource, type ByteSource } from './source';
 
@@ -70,7 +71,9 @@ export function asSubfolder(folder: ModelFolder, name: string): ModelFolder {
 export async function readJson(folder: ModelFolder, path: string): Promise<Record<string, unknown>> {
   const text = await folder.text(path);
   try {
-    return JSON.parse(text) as Record<string, unknown>;
+    const json = parseJson(text);
+    if (isJsonObject(json)) return json;
+    throw new Error('it is no object');
   } catch (e) {
     throw new BruitError('config', `${folder.name}: ${path} is not JSON: ${(e as Error).message}`, { cause: e });
   }

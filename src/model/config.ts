@@ -1,6 +1,10 @@
 /** Reading diffusers' JSON configs strictly: each key once, each value checked, whatever is left over is an error. */
 import { BruitError } from '../engine/errors';
 
+/** Most layers in a row that a config may ask for; published models have up to 48. A damaged number must not build a graph for hours. */
+const mostLayers = 100;
+const within = (n: unknown, key: string): boolean => !key.includes('layers') || (n as number) <= mostLayers;
+
 export class ConfigReader {
   private readonly left: Set<string>;
   private readonly json: Readonly<Record<string, unknown>>;
@@ -39,7 +43,7 @@ export class ConfigReader {
 
   integer(key: string, fallback: number, least = 1): number {
     const v = this.take(key) ?? fallback;
-    if (!Number.isInteger(v) || (v as number) < least) this.wrong(key, v, `an integer of at least ${least}`);
+    if (!Number.isInteger(v) || (v as number) < least || !within(v, key)) this.wrong(key, v, `an integer of at least ${least} (layers: at most ${mostLayers})`);
     return v as number;
   }
 
@@ -61,7 +65,7 @@ export class ConfigReader {
   integerPerLevel(key: string, fallback: number | readonly number[], levels: number): number[] {
     const v = this.take(key) ?? fallback;
     const list = Array.isArray(v) ? v : new Array<unknown>(levels).fill(v);
-    if (list.length !== levels || !list.every((n) => Number.isInteger(n) && n > 0)) this.wrong(key, v, `a positive integer, or a list of ${levels} (one for each of block_out_channels)`);
+    if (list.length !== levels || !list.every((n) => Number.isInteger(n) && n > 0 && within(n, key))) this.wrong(key, v, `a positive integer, or a list of ${levels} (one for each of block_out_channels)`);
     return list as number[];
   }
 

@@ -48,12 +48,13 @@ const factors: readonly LoraFactor[] = ['down', 'up'];
  * (`lora_unet_…`, original block names of SDXL included).
  * @param component The model's folder in a pipeline: `unet`, `text_encoder`, `text_encoder_2`, `prior`, `transformer`.
  * @param specs The model's parameters.
- * @param layersPerBlock Of the U-Net's config: original block names count through all blocks.
- * @param allowNone A file that has nothing for this model gives an adapter without modules, in place of an error.
+ * @param options.layersPerBlock Of the U-Net's config: original block names count through all blocks.
+ * @param options.allowNone A file that has nothing for this model gives an adapter without modules, in place of an error.
  * @throws BruitError `checkpoint` for tensors that name no layer of the model, half a pair, or a wrong shape: all of them in one error, so that no
  * adapter is applied by half. Parts for other components are left aside.
  */
-export async function readLora(store: TensorStore, component: string, specs: Iterable<ParameterSpec>, { layersPerBlock = 2, allowNone = false }: { layersPerBlock?: number; allowNone?: boolean } = {}): Promise<Lora> {
+export async function readLora(store: TensorStore, component: string, specs: Iterable<ParameterSpec>, options: { layersPerBlock?: number; allowNone?: boolean } = {}): Promise<Lora> {
+  const { layersPerBlock = 2, allowNone = false } = options;
   const weights = new Map([...specs].filter((s) => (s.layout === 'linear' || s.layout === 'conv') && s.name.endsWith('.weight')).map((s) => [s.name.slice(0, -'.weight'.length), s]));
   const found = new Map<string, { down?: string; up?: string; alpha?: string }>();
   const wrong: string[] = [];

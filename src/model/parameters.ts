@@ -160,14 +160,15 @@ export class WeightStore {
   static async fromCheckpoint(engine: Engine, specs: Iterable<ParameterSpec>, store: TensorStore, { label, storage = 'auto', onProgress, ...match }: LoadOptions = {}): Promise<WeightStore> {
     const all = [...specs];
     const names = matchCheckpoint(store, shapesOf(all), match);
-    const weights = new WeightStore(engine, all, label, (spec) => weightFormat(spec, storage, store.tensors.get(names.get(spec.name)!)!.dtype));
+    let weights: WeightStore | undefined;
     try {
-      await weights.fill(store, names, onProgress);
+      await engine.withinMemory(() => (weights = new WeightStore(engine, all, label, (spec) => weightFormat(spec, storage, store.tensors.get(names.get(spec.name)!)!.dtype))), () => `${label ?? 'weights'}: ${weights!.bytes} bytes of weights`);
+      await weights!.fill(store, names, onProgress);
+      return weights!;
     } catch (e) {
-      weights.destroy();
+      weights?.destroy();
       throw e;
     }
-    return weights;
   }
 
   get bytes(): number {

@@ -68,7 +68,7 @@ export interface PriorTransformerInputs {
   readonly projEmbedding: Tensor;
   /** Text tokens [N, num_embeddings, embedding_dim]. */
   readonly encoderHiddenStates?: Tensor | undefined;
-  /** [N, num_embeddings]: 1 keeps a token, 0 discards it. Without it nothing is masked, not even causally. */
+  /** 1 keeps a token, 0 discards it: [N, num_embeddings]. Without it nothing is masked, not even causally. */
   readonly attentionMask?: Tensor | undefined;
 }
 

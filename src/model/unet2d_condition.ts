@@ -382,7 +382,7 @@ export function unet2dCondition(ctx: ModelContext, config: UNet2DConditionConfig
   return transpose(cast(conv(ctx, 'conv_out', y, config.out_channels, { kernel: config.conv_out_kernel }), 'f32'), [0, 3, 1, 2]);
 }
 
-/** What an input leaf of {@link unet2dConditionInputs} needs beside the config. */
+/** What an input leaf of {@link conditionInputs} needs beside the config. */
 export interface ConditionSizes {
   /** [N, H, W] of the sample. */
   readonly sample: readonly [number, number, number];

@@ -62,7 +62,7 @@ export interface GenerateOptions {
   readonly seed?: number;
   /** Number of the first image. */
   readonly sampleOffset?: number;
-  /** Only images `from` to `to` − 1 of the `count`, bit for bit as the whole job makes them: so several machines share a job. */
+  /** Only images `from` to `to` − 1 of the `count`, bit for bit as the whole job makes them: so several machines share a job. Not with a `generator`, which draws for all. */
   readonly range?: readonly [from: number, to: number];
   /** Images computed at once. */
   readonly batchSize?: number;
@@ -135,7 +135,7 @@ export class DDPMPipeline {
     const count = o.count ?? o.labels?.length ?? 1;
     check(Number.isInteger(count) && count >= 1, 'input', () => `count ${count} must be a whole number of at least 1`);
     const [from, to] = o.range ?? [0, count];
-    check(Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= count && !(o.range && o.generator), 'input', () => `range ${from} to ${to} is no part of the ${count} images, or a generator draws for all`);
+    check(from >= 0 && from < to && to <= count, 'input', () => `range ${from} to ${to} is no part of the ${count} images`);
     const size = o.size ?? unet.sample_size;
     check(size, 'input', () => `${this.name}: the config has no sample_size, so give a size`);
     const conditional = unet.num_class_embeds !== null && unet.class_embed_type === null;

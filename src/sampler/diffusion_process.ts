@@ -86,7 +86,7 @@ export class DiffusionProcess {
     return Math.log(this.betaTilde(Math.max(t, Math.min(1, this.numTrainTimesteps - 1))));
   }
 
-  /** [log beta-tilde_t, log beta_t]: a model that learns its variance predicts v in [-1, 1] between them, Improved DDPM eq. 15. */
+  /** log beta-tilde_t and log beta_t: a model that learns its variance predicts v in [-1, 1] between them, Improved DDPM eq. 15. */
   logVarianceBounds(t: number): readonly [min: number, max: number] {
     return [this.posteriorLogVarianceClipped(t), Math.log(this.beta(t))];
   }

@@ -14,7 +14,7 @@ import { samplerInput, samplerStep, type SamplerState, type SamplerStepOptions }
 import { reshape } from '../engine/ops/reshape';
 import { copyInto } from '../engine/ops/state';
 import { mean } from '../engine/ops/sum';
-import { compile, tensorUsage, type BufferView, type Program } from '../engine/program';
+import { compile, tensorUsage, type BufferView, type CompileOptions, type Program } from '../engine/program';
 import { RngStream, seedKey } from '../engine/rng';
 import { numel, showShape } from '../engine/shape';
 import { packProgram, STEP_STRIDE, type SamplerProgram } from './program';
@@ -75,6 +75,8 @@ export interface GpuSamplerOptions extends Omit<SamplerInputs, 'guidanceScale'> 
   readonly guidance?: { readonly scale: number; readonly nullLabel?: number; readonly rescale?: number };
   /** Keep the predicted x0 of each step, so that runs may show previews. */
   readonly preview?: boolean;
+  /** A `NanProbe` for the steps' program; ask it between runs, or after each step of one's own. */
+  readonly probe?: CompileOptions['probe'];
   /** Previews also deliver what steps were given and computed, under the names of {@link SamplerPreview.recorded}. */
   readonly record?: boolean;
 }
@@ -194,7 +196,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
   const programs: Program[] = [];
   const build = async (from: Graph, label: string, outputs: readonly Tensor[], bindings: readonly (readonly [Tensor, BufferView])[]): Promise<Program> => {
     const given = [...weights].filter(([t]) => t.graph === from);
-    const compiled = await compile(engine, from, { outputs, bindings: new Map([...given, ...bindings]), label });
+    const compiled = await compile(engine, from, { outputs, bindings: new Map([...given, ...bindings]), label, probe: from === graph ? options.probe : undefined });
     programs.push(compiled);
     return compiled;
   };
@@ -427,10 +429,10 @@ export class GpuSampler {
 
   /**
    * Records the start of a run into the caller's command encoder: counter and slots to zero, the sample to its noise. Then record
-   * {@link encodeStep} once for each of the {@link steps}, in this encoder or later ones.
+   * {@link encodeStep} {@link stepCount} times, in this encoder or later ones.
    */
   encodeStart(encoder: GPUCommandEncoder): void {
-    this.assertIdle('encodeStart');
+    this.assertIdle('run');
     const { counter, slots } = this.leaves.state;
     // A run that ended in infinities must not leave them to the next: 0 times infinity is not 0.
     for (const state of [counter, slots]) {
@@ -447,17 +449,17 @@ export class GpuSampler {
 
   /** Records the next step into the caller's command encoder. */
   encodeStep(encoder: GPUCommandEncoder): void {
-    this.assertIdle('encodeStep');
+    this.assertIdle('run');
     this.stepProgram.encode(encoder);
   }
 
   /** [N, C, H, W] of the sample. */
-  get shape(): GpuSamplerOptions['shape'] {
+  get sampleShape(): GpuSamplerOptions['shape'] {
     return this.options.shape;
   }
 
   /** Steps of a run. */
-  get steps(): number {
+  get stepCount(): number {
     return this.options.program.steps.length;
   }
 
@@ -537,7 +539,7 @@ class PreviewRing {
     const encoder = device.createCommandEncoder();
     sources.forEach(({ buffer, offset, bytes }, i) => encoder.copyBufferToBuffer(buffer, offset, slot.buffer, places[i]!, bytes));
     device.queue.submit([encoder.finish()]);
-    slot.pending = slot.buffer.mapAsync(MapMode.READ).then(() => {
+    slot.pending = this.engine.settle(slot.buffer.mapAsync(MapMode.READ)).then(() => {
       const data = sources.map(({ bytes }, i) => new Float32Array(slot.buffer.getMappedRange(places[i]!, bytes).slice(0)));
       slot.buffer.unmap();
       deliver(data);

@@ -222,7 +222,8 @@ const beta = number((v) => v > 0 && v < 1, 'a number between 0 and 1');
 const count = (least: number): Check => number((v) => Number.isInteger(v) && v >= least, `an integer of at least ${least}`);
 
 const CHECKS: Record<Key, Check> = {
-  num_train_timesteps: count(2),
+  // Tables are made of them: a damaged number must not fill the memory.
+  num_train_timesteps: number((v) => Number.isInteger(v) && v >= 2 && v <= 1e6, 'an integer of at least 2 and at most 1000000'),
   beta_start: beta,
   beta_end: beta,
   beta_schedule: oneOf('linear', 'scaled_linear', 'squaredcos_cap_v2', 'sigmoid', 'exp'),

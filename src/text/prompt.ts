@@ -50,7 +50,7 @@ export interface LongPromptOptions {
 export interface LongPrompts extends TokenBatch {
   /** Windows of each prompt: rows `chunks·i … chunks·i + chunks − 1` of the batch are those of prompt i. Their states follow each other along the token axis. */
   readonly chunks: number;
-  /** [N·chunks, window]: weight of every token; 1 for special tokens and padding. */
+  /** Weight of every token, [N·chunks, window]; 1 for special tokens and padding. */
   readonly tokenWeights: Float32Array;
 }
 

@@ -9,6 +9,7 @@ import type { NamedTensor } from '../model/parameters';
 import { learnedEmbeds, loraFileName, loraParameterName, loraPrefix } from './adapters';
 import { stepComponents } from './components';
 import { modelFolders, nullLabel, type TrainConfig } from './config';
+import { parseTrainerState } from './trainer_state';
 import type { TrainerState, TrainerTensors } from './trainer';
 
 /** Path and contents. */
@@ -106,11 +107,11 @@ function modelIndex(config: TrainConfig): object {
 
 /** Where a checkpoint's run stood. */
 export async function readState(folder: ModelFolder): Promise<TrainerState> {
-  try {
-    return JSON.parse(await folder.text('trainer_state.json')) as TrainerState;
-  } catch (e) {
-    throw new BruitError('checkpoint', `${folder.name}/trainer_state.json cannot be read (${(e as Error).message}): this is not a training checkpoint`, { cause: e });
-  }
+  const file = `${folder.name}/trainer_state.json`;
+  const text = await folder.text('trainer_state.json').catch((e: unknown) => {
+    throw new BruitError('checkpoint', `${file} cannot be read (${(e as Error).message}): this is not a training checkpoint`, { cause: e });
+  });
+  return parseTrainerState(text, file);
 }
 
 /** Reads what {@link checkpointFiles} made for a recipe. */

@@ -8,6 +8,7 @@ import type { Engine } from '../engine/device';
 import { gradients } from '../engine/autodiff';
 import { BruitError } from '../engine/errors';
 import { Graph, type Tensor } from '../engine/graph';
+import type { NanProbe, NonFinite } from '../engine/nan_probe';
 import { accumulateInto, increment, zero } from '../engine/ops/state';
 import { controlSize, controlSlots, optimizerStep, type OptimizerAttrs, type SlabState } from '../engine/ops/optimizer';
 import { add, cast, less, mul, where } from '../engine/ops/pointwise';
@@ -15,7 +16,7 @@ import { dropout as dropoutOp, randomInt, randomNormal, randomUniform } from '..
 import { slice } from '../engine/ops/copy';
 import { reshape } from '../engine/ops/reshape';
 import { sumSquares } from '../engine/ops/sum';
-import { compile, type BufferView, type Program } from '../engine/program';
+import { compile, type BufferView, type CompileOptions, type Program } from '../engine/program';
 import { RngStream, seedKey } from '../engine/rng';
 import type { Shape } from '../engine/shape';
 import { Parameters, WeightStore, type ParameterSpec } from '../model/parameters';
@@ -91,6 +92,8 @@ export interface StepConfig {
   /** f16 activations with f32 weights, statistics and accumulation, and a dynamic loss scale. Needs shader-f16. */
   readonly mixedPrecision?: boolean;
   readonly gradientCheckpointing?: boolean;
+  /** Looks for the layer that makes the first NaN or infinity of a step. */
+  readonly nanProbe?: NanProbe;
   /** Time steps (`t`, i32 [N]) and noise (`noise`) come from the host instead of the GPU's generator. */
   readonly recordedDraws?: boolean;
 }
@@ -156,6 +159,7 @@ export class TrainingStep {
     private readonly programs: { step: Program; update: Program | undefined },
     /** Values kept for verification: the prediction, x_t and losses of the last step. */
     readonly values: ForwardPass & { readonly squareNorm: Tensor },
+    private readonly allStores: readonly WeightStore[],
   ) {}
 
   static create(engine: Engine, config: TrainingStepConfig): Promise<TrainingStep> {
@@ -185,10 +189,25 @@ export class TrainingStep {
     const trained = [...parameters.specs.values()].filter((s) => s.trainable);
     const grads = gradients(seedLoss, trained.map((s) => parameters.tensors.get(s.name)!));
 
-    const make = (label: string, specs: ParameterSpec[] = trained) => new WeightStore(engine, specs, label);
-    const stores = { weights: make('weights'), ema: make('ema'), gradients: make('gradients'), moment1: make('moment1'), moment2: make('moment2') };
-    const frozen = make('frozen', [...parameters.specs.values()].filter((s) => !s.trainable));
-    const microGradients = accumulation > 1 ? make('micro_gradients') : undefined;
+    const made: WeightStore[] = [];
+    const make = (label: string, specs: ParameterSpec[] = trained): WeightStore => {
+      const store = new WeightStore(engine, specs, label);
+      made.push(store);
+      return store;
+    };
+    const makeStores = () => ({
+      stores: { weights: make('weights'), ema: make('ema'), gradients: make('gradients'), moment1: make('moment1'), moment2: make('moment2') },
+      frozen: make('frozen', [...parameters.specs.values()].filter((s) => !s.trainable)),
+      microGradients: accumulation > 1 ? make('micro_gradients') : undefined,
+    });
+    let all: ReturnType<typeof makeStores>;
+    try {
+      await engine.withinMemory(() => (all = makeStores()), () => `training: ${made.reduce((n, store) => n + store.bytes, 0)} bytes of weights, gradients, moments and EMA`);
+    } catch (e) {
+      for (const store of made) store.destroy();
+      throw e;
+    }
+    const { stores, frozen, microGradients } = all!;
 
     const bindings = new Map<Tensor, BufferView>();
     for (const spec of parameters.specs.values()) bindings.set(parameters.tensors.get(spec.name)!, (spec.trainable ? stores.weights : frozen).view(spec.name));
@@ -225,20 +244,26 @@ export class TrainingStep {
       return squareNorm;
     };
 
+    const programs: Program[] = [];
+    const record = async (from: Graph, options: CompileOptions): Promise<Program> => {
+      const program = await compile(engine, from, { ...options, probe: from === graph ? config.nanProbe : undefined });
+      programs.push(program);
+      return program;
+    };
     try {
       const outputs = [forward.xt, forward.prediction, forward.perSample, forward.loss];
       if (!microGradients) {
         const squareNorm = appendUpdate(graph, bindings, { counters, control, metrics, loss: forward.loss });
         increment(microStep, 1);
-        const step = await compile(engine, graph, { outputs: [...outputs, squareNorm, counters, control, metrics, microStep], bindings, label: 'training step' });
-        return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters, control, metrics, microStep }, { step, update: undefined }, { ...forward, squareNorm });
+        const step = await record(graph, { outputs: [...outputs, squareNorm, counters, control, metrics, microStep], bindings, label: 'training step' });
+        return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters, control, metrics, microStep }, { step, update: undefined }, { ...forward, squareNorm }, made);
       }
       // Micro-batches add to the gradient slabs; their losses add to one number.
       const lossSum = graph.state('loss_sum', [1]);
       microGradients.slabs.forEach((_, i) => accumulateInto(slabLeaf(graph, bindings, stores.gradients, i), slabLeaf(graph, bindings, microGradients, i), 1));
       accumulateInto(lossSum, forward.loss, 1 / accumulation);
       increment(microStep, 1);
-      const step = await compile(engine, graph, { outputs: [...outputs, control, microStep, lossSum], bindings, label: 'training micro-step' });
+      const step = await record(graph, { outputs: [...outputs, control, microStep, lossSum], bindings, label: 'training micro-step' });
 
       const updateGraph = new Graph();
       const own = new Map<Tensor, BufferView>();
@@ -248,10 +273,10 @@ export class TrainingStep {
       const squareNorm = appendUpdate(updateGraph, own, shared);
       stores.gradients.slabs.forEach((_, i) => zero(slabLeaf(updateGraph, own, stores.gradients, i)));
       zero(shared.loss);
-      const update = await compile(engine, updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
-      return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters: shared.counters, control, metrics: shared.metrics, microStep }, { step, update }, { ...forward, squareNorm });
+      const update = await record(updateGraph, { outputs: [squareNorm, shared.counters, shared.metrics], bindings: own, label: 'training update' });
+      return new TrainingStep(engine, config, stores.weights, stores.ema, stores.gradients, stores.moment1, stores.moment2, frozen, leaves, { counters: shared.counters, control, metrics: shared.metrics, microStep }, { step, update }, { ...forward, squareNorm }, made);
     } catch (e) {
-      for (const s of [...Object.values(stores), frozen, ...(microGradients ? [microGradients] : [])]) s.destroy();
+      for (const each of [...programs, ...made]) each.destroy();
       throw e;
     }
   }
@@ -302,6 +327,11 @@ export class TrainingStep {
     return out;
   }
 
+  /** What was not finite since this was last asked, where there is a probe. */
+  async firstNonFinite(): Promise<NonFinite | undefined> {
+    return this.config.nanProbe?.firstNonFinite(this.programs.step);
+  }
+
   /** Bindings of a graph of one of the models to its EMA weights, for sampling during training. `prefix` stands before that model's names. */
   emaBindings(parameters: Parameters, prefix = ''): Map<Tensor, BufferView> {
     const frozen = new Set(this.frozen.specs.map((s) => s.name));
@@ -346,7 +376,7 @@ export class TrainingStep {
   destroy(): void {
     this.programs.step.destroy();
     this.programs.update?.destroy();
-    for (const s of [this.weights, this.ema, this.gradients, this.moment1, this.moment2, this.frozen]) s.destroy();
+    for (const s of this.allStores) s.destroy();
   }
 }
 

@@ -1,6 +1,7 @@
 /** The training loop: batches in, steps submitted with a bounded queue, metrics, checkpoints. Knows no files; the caller stores what it is given. */
 import type { Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
+import { describeNonFinite, NanProbe, type NonFinite } from '../engine/nan_probe';
 import type { BatchLoader, BatchLoaderState, ImageDataset } from '../data/dataset';
 import type { Graph, Tensor } from '../engine/graph';
 import { matchCheckpoint } from '../io/checkpoint';
@@ -38,12 +39,22 @@ export interface TrainerTensors {
   readonly moment2: NamedTensor[];
 }
 
+export interface TrainerOptions {
+  /**
+   * Looks in every step for the layer that makes the first NaN or infinity: `stop` ends the run with an error (code `nan`) that names it; `skip` tells it and goes
+   * on, the step having changed no weight. Costs time, and waits for the GPU after each step.
+   */
+  readonly debugNan?: 'stop' | 'skip' | undefined;
+}
+
 export interface TrainEvents {
   /** Stop after this many steps in all; `config.steps` by default. */
   readonly until?: number;
   readonly signal?: AbortSignal;
   /** Called about every `logEvery` steps with all steps since. */
   readonly onMetrics?: (metrics: StepMetrics[]) => void | Promise<void>;
+  /** With `debugNan: 'skip'`: what was not finite in step `step` (from 0), which changed no weight. */
+  readonly onNonFinite?: (found: NonFinite, step: number) => void;
   /** Called every `checkpointEvery` steps and at the end. */
   readonly onCheckpoint?: (trainer: Trainer) => Promise<void>;
   /** Called every `sampleEvery` steps. */
@@ -74,10 +85,11 @@ export class Trainer {
     private readonly dataset: ImageDataset,
     private readonly loader: BatchLoader,
     private readonly text: { readonly tokenizer: Tokenizer; readonly length: number } | undefined,
+    private readonly debugNan: TrainerOptions['debugNan'],
   ) {}
 
   /** Compiles the step of a recipe for a data set. Weights come from `sources`, or are freshly initialised. `loader` gives the batches of `dataset`. */
-  static async create(engine: Engine, config: TrainConfig, dataset: ImageDataset, loader: BatchLoader, sources: TrainerSources = {}): Promise<Trainer> {
+  static async create(engine: Engine, config: TrainConfig, dataset: ImageDataset, loader: BatchLoader, sources: TrainerSources = {}, { debugNan }: TrainerOptions = {}): Promise<Trainer> {
     checkData(config, dataset);
     const { textEncoder, textualInversion: inversion } = config;
     let text: Trainer['text'];
@@ -98,6 +110,7 @@ export class Trainer {
       accumulation: config.accumulation,
       mixedPrecision: config.mixedPrecision,
       gradientCheckpointing: config.gradientCheckpointing,
+      ...(debugNan && { nanProbe: new NanProbe() }),
     };
     const step = await TrainingStep.compile(engine, common, buildForward(config, text));
     try {
@@ -111,7 +124,7 @@ export class Trainer {
       const folder = sources.weights?.text_encoder;
       if (inversion && folder && text) await initialiseNewWord(step, inversion, folder, sources.tokenizer!);
       step.ema.copyFrom(step.weights);
-      return new Trainer(config, step, components, dataset, loader, text);
+      return new Trainer(config, step, components, dataset, loader, text, debugNan);
     } catch (e) {
       step.destroy();
       throw e;
@@ -157,8 +170,13 @@ export class Trainer {
         step.run();
       }
       step.update();
+      const found = this.debugNan && (await step.firstNonFinite());
+      if (found && this.debugNan === 'stop') throw new BruitError('nan', `training step ${this.done}: ${describeNonFinite(found)}. The last checkpoint is from before`);
+      if (found) events.onNonFinite?.(found, this.done);
       this.done++;
-      queue.push(step.done());
+      const finished = step.done();
+      finished.catch(() => undefined); // told when the queue is awaited; the loop may fail first
+      queue.push(finished);
       if (queue.length > queueDepth) await queue.shift();
       if (this.done % logEvery === 0) await log();
       if (this.done % config.checkpointEvery === 0) await save();
@@ -201,7 +219,12 @@ export class Trainer {
   restore(state: TrainerState, tensors: TrainerTensors): void {
     const { step } = this;
     const frozen = new Set(step.frozen.specs.map((s) => s.name));
-    const write = (store: WeightStore, list: NamedTensor[]) => list.forEach((t) => (frozen.has(t.name) ? step.frozen : store).write(t.name, t.data));
+    const write = (store: WeightStore, list: NamedTensor[]) => {
+      const names = new Set(list.map((t) => t.name));
+      const missing = store.specs.find((s) => !names.has(s.name));
+      if (missing) throw new BruitError('checkpoint', `the checkpoint's ${store.label} lack ${missing.name}`);
+      list.forEach((t) => (frozen.has(t.name) ? step.frozen : store).write(t.name, t.data));
+    };
     write(step.weights, tensors.weights);
     write(step.ema, tensors.ema);
     write(step.moment1, tensors.moment1);

@@ -62,10 +62,10 @@ describe('a sampler', () => {
   test('recorded step by step gives the bits of generate, as numbers, bytes and textures', async () => {
     const before = live();
     const sampler = await pipeline.createSampler(options);
-    const output = await ImageOutput.create(engine, sampler.sampleView, sampler.shape);
+    const output = await ImageOutput.create(engine, sampler.sampleView, sampler.sampleShape);
     const encoder = device.createCommandEncoder();
     sampler.encodeStart(encoder);
-    for (let i = 0; i < sampler.steps; i++) sampler.encodeStep(encoder);
+    for (let i = 0; i < sampler.stepCount; i++) sampler.encodeStep(encoder);
     output.encode(encoder);
     const texture = output.createTexture();
     output.copyToTexture(encoder, texture, 1);

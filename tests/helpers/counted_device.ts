@@ -24,7 +24,7 @@ export function countObjects(device: GPUDevice): () => LiveObjects {
       };
       return made;
     };
-    Object.defineProperty(device, name, { value: counted, configurable: true });
+    Object.defineProperty(device, name, { value: counted, configurable: true, writable: true });
   }
   return () => ({ buffers: alive.createBuffer.size, bytes, textures: alive.createTexture.size, querySets: alive.createQuerySet.size });
 }

@@ -122,7 +122,7 @@ export class InsideTab {
     this.label = labelled ? Math.min(label, pipeline.unet.num_class_embeds! - 1) : undefined;
     this.running = await pipeline.createSampler({ count: 1, steps: trajectorySteps, scheduler: 'ddim', ...(this.label !== undefined && { labels: [this.label] }), guidanceScale: 1, size: pipeline.unet.sample_size ?? [64, 64], seed, preview: true });
     const sampler = this.running;
-    this.trajectory = new Trajectory(this.engine, sampler.shape, sampler.program, convertSchedulerConfig(pipeline.scheduler, 'DDIMScheduler'));
+    this.trajectory = new Trajectory(this.engine, sampler.sampleShape, sampler.program, convertSchedulerConfig(pipeline.scheduler, 'DDIMScheduler'));
     await sampler.run({ onQueued: (step) => this.trajectory!.keep(step, sampler) });
 
     const { steps, plan } = sampler.stepProgram;

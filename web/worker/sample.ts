@@ -174,7 +174,7 @@ export class SampleTab {
     let run: Run;
     if (model.kind === 'ddpm') {
       const sampler = await this.sampler(canvas, model.pipeline, settings);
-      const { program, shape } = sampler;
+      const { program, sampleShape: shape } = sampler;
       const scheduler = schedulerOf(model.pipeline.scheduler, settings.scheduler);
       sampler.set({ seed: settings.seed, ...(model.pipeline.guidance && settings.guidance !== 1 && { guidanceScale: settings.guidance }), latents: settings.towards === undefined ? null : between(settings.seed, settings.towards, shape), ...(settings.labels.length > 0 && { labels: labelsOf(settings) }) });
       run = this.begin(canvas, settings, new Trajectory(this.engine, shape, program, scheduler));

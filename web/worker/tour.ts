@@ -114,7 +114,7 @@ export class TourTab {
   async reverse(noisy: string, predicted: string, label: number, steps: number, seed: number): Promise<readonly (CanvasSize | undefined)[]> {
     const pipeline = await this.pipeline();
     const sampler = await pipeline.createSampler({ labels: [label], steps, seed, preview: true });
-    const trajectory = new Trajectory(this.engine, sampler.shape, sampler.program, pipeline.scheduler);
+    const trajectory = new Trajectory(this.engine, sampler.sampleShape, sampler.program, pipeline.scheduler);
     try {
       await sampler.run({
         onQueued: (step) => {
@@ -194,7 +194,7 @@ export class TourTab {
   async guidance(canvas: string, label: number, seed: number, scales: readonly number[]): Promise<CanvasSize | undefined> {
     const pipeline = await this.pipeline();
     const sampler = await pipeline.createSampler({ labels: [label], steps: 8, seed, guidanceScale: 2 });
-    const bytes = sampler.shape.reduce((a, b) => a * b, 4);
+    const bytes = sampler.sampleShape.reduce((a, b) => a * b, 4);
     const buffer = this.engine.createBuffer('tour.guidance', bytes * scales.length, tensorUsage);
     try {
       for (const [i, guidanceScale] of scales.entries()) {

@@ -195,7 +195,7 @@ export class TrainTab {
     const { samples, trainer } = this;
     if (!samples || !trainer || this.drawn === trainer.stepsDone) return;
     this.drawn = trainer.stepsDone;
-    const [count, channels, height, width] = samples.shape;
+    const [count, channels, height, width] = samples.sampleShape;
     await samples.run();
     const size = this.views.draw(canvas, { a: samples.sampleView, count, channels, height, width, columns: 5 });
     on({ kind: 'samples', step: trainer.stepsDone, size });

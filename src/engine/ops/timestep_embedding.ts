@@ -68,7 +68,7 @@ export function timestepEmbedding(t: Tensor, options: TimestepEmbeddingOptions):
   return t.graph.add1(timestepEmbeddingOp, [t, t.graph.constant('frequencies', [frequencies.length], frequencies)], { dim, flipSinToCos, log: false, argumentScale: 1, scale });
 }
 
-/** diffusers' GaussianFourierProjection: sines and cosines of 2π·w·t, or of 2π·w·ln t, for fixed random w = `weight` [D/2]: [N,D] f32. */
+/** diffusers' GaussianFourierProjection: sines and cosines of 2π·w·t, or of 2π·w·ln t, for fixed random w = `weight` [D/2]. Returns f32 [N,D]. */
 export function gaussianFourierProjection(t: Tensor, weight: Tensor, { flipSinToCos, log }: { flipSinToCos: boolean; log: boolean }): Tensor {
   return t.graph.add1(timestepEmbeddingOp, [t, weight], { dim: 2 * numel(weight.shape), flipSinToCos, log, argumentScale: 2 * Math.PI, scale: 1 });
 }
