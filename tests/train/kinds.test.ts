@@ -2,7 +2,7 @@
 import { mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { afterAll, beforeAll, expect, test } from 'vitest';
+import { afterAll, beforeAll, expect, test, vi } from 'vitest';
 import { BatchLoader, subset } from '../../src/data/dataset';
 import { digitScenes, isHeldBack, planScene } from '../../src/data/scenes';
 import { Engine } from '../../src/engine/device';
@@ -30,6 +30,8 @@ import { testDevice } from '../helpers/device';
 import { goldenJson, goldenPath } from '../helpers/golden';
 import { assertClose } from '../helpers/op_suite';
 
+// Each kind compiles programs of its own, and later tests begin where earlier ones ended: a slow machine must not break the chain.
+vi.setConfig({ testTimeout: 400_000 });
 const engine = await Engine.create({ device: await testDevice() });
 let dir: string;
 const at = (...parts: string[]): string => path.join(dir, ...parts);
