@@ -17,7 +17,7 @@ const zones = [
   { target: './src/model', from: ['./src/sampler', './src/train', './src/data'] },
   { target: './src/sampler', from: ['./src/model', './src/train', './src/data'], message: 'A sampler takes a denoiser; it knows no model.' },
   ...browserSafe.map((name) => ({ target: `./src/${name}`, from: ['./src/node'], message: 'Only Node can load src/node.' })),
-  { target: './src', from: ['./cli', './bench', './tests', './scripts'] },
+  { target: './src', from: ['./cli', './bench', './tests', './scripts', './web'] },
   { target: './cli', from: ['./tests'] },
   { target: ['./src', './cli', './tests', './scripts'], from: ['./bench'], message: 'Nothing imports bench.' },
 ].flatMap(({ from, ...zone }) => from.map((each) => ({ ...zone, from: each })));
@@ -26,11 +26,11 @@ export default defineConfig(
   globalIgnores(['**/dist/', 'out/', 'node_modules/', 'shared/']),
   js.configs.recommended,
   {
-    files: ['**/*.ts'],
+    files: ['**/*.ts', '**/*.tsx'],
     extends: [tseslint.configs.recommendedTypeChecked],
     languageOptions: { parserOptions: { projectService: true, tsconfigRootDir: import.meta.dirname } },
     plugins: { 'import-x': importX },
-    settings: { 'import-x/resolver-next': [createNodeResolver({ extensions: ['.ts', '.js', '.mjs', '.wgsl'] })] },
+    settings: { 'import-x/resolver-next': [createNodeResolver({ extensions: ['.ts', '.tsx', '.js', '.mjs', '.wgsl'] })] },
     rules: {
       'import-x/no-restricted-paths': ['error', { basePath: import.meta.dirname, zones }],
       eqeqeq: 'error',
@@ -78,6 +78,11 @@ export default defineConfig(
     languageOptions: {
       globals: Object.fromEntries(['process', 'console', 'URL', 'window', 'performance', 'setTimeout', 'clearTimeout', 'Buffer'].map((name) => [name, 'readonly'])),
     },
+  },
+  {
+    // Functions that run in the page.
+    files: ['tests/browser/*.mjs'],
+    languageOptions: { globals: Object.fromEntries(['document', 'navigator', 'location', 'DataTransfer', 'DragEvent', 'Event', 'File', 'HTMLInputElement', 'HTMLSelectElement', 'HTMLTextAreaElement', 'OffscreenCanvas'].map((name) => [name, 'readonly'])) },
   },
   {
     files: ['bench/**/*.mjs'],

@@ -32,6 +32,9 @@ export async function launchChrome({ adapter = 'software', canvas = false } = {}
     env: {
       ...process.env,
       HOME: profile,
+      // Of the C locale it would make a language that is no language tag, en-US@posix.
+      LC_ALL: 'en_US.UTF-8',
+      LANGUAGE: 'en_US',
       LD_LIBRARY_PATH: [libraries, process.env.LD_LIBRARY_PATH].filter(Boolean).join(delimiter),
     },
   });
@@ -43,13 +46,14 @@ export async function launchChrome({ adapter = 'software', canvas = false } = {}
   return browser;
 }
 
-const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8', '.wasm': 'application/wasm', '.json': 'application/json' };
+const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8', '.wasm': 'application/wasm', '.json': 'application/json', '.css': 'text/css; charset=utf-8', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
 
 /**
  * Serves directories on 127.0.0.1 (a secure context, which WebGPU wants). `mounts` maps a URL prefix (`/goldens/`) to a
- * directory; byte ranges are honoured. Resolves with `{ url, close }`.
+ * directory, whose index.html stands for itself; nothing outside is served, and byte ranges are honoured. `headers` go with every answer.
+ * Resolves with `{ url, close }`.
  */
-export async function serve(mounts) {
+export async function serve(mounts, { port = 0, headers: always = {} } = {}) {
   const server = createServer((request, response) => {
     respond(request, response).catch(() => response.writeHead(500).end());
   });
@@ -58,10 +62,10 @@ export async function serve(mounts) {
     const prefix = Object.keys(mounts)
       .filter((candidate) => path.startsWith(candidate))
       .sort((a, b) => b.length - a.length)[0];
-    const file = prefix && normalize(join(mounts[prefix], path.slice(prefix.length)));
+    const file = prefix && normalize(join(mounts[prefix], path.slice(prefix.length) || 'index.html'));
     const info = file?.startsWith(normalize(mounts[prefix]) + sep) && (await stat(file).catch(() => undefined));
-    if (!info?.isFile()) return void response.writeHead(404).end();
-    const headers = { 'content-type': types[extname(file)] ?? 'application/octet-stream', 'accept-ranges': 'bytes', 'cache-control': 'no-store' };
+    if (!info?.isFile()) return void response.writeHead(404, always).end();
+    const headers = { ...always, 'content-type': types[extname(file)] ?? 'application/octet-stream', 'accept-ranges': 'bytes', 'cache-control': 'no-store' };
     const [, from, to] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? '') ?? [];
     if (from === undefined) {
       response.writeHead(200, { ...headers, 'content-length': info.size });
@@ -74,7 +78,7 @@ export async function serve(mounts) {
     response.writeHead(206, { ...headers, 'content-length': end - start + 1, 'content-range': `bytes ${start}-${end}/${info.size}` });
     createReadStream(file, { start, end }).pipe(response);
   }
-  await new Promise((resolve, reject) => server.once('error', reject).listen(0, '127.0.0.1', resolve));
+  await new Promise((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
   return {
     url: `http://127.0.0.1:${server.address().port}`,
     close: () => new Promise((resolve) => server.close(resolve)),

@@ -37,8 +37,12 @@ const substitutes = {
 const publicFiles = ['engine/device', 'engine/errors', 'io/folder', 'io/source', 'pipelines/ddpm', 'pipelines/stage', 'sampler/program', 'sampler/sample', 'sampler/scheduler_config'].map((file) => fileURLToPath(new URL(`../src/${file}.ts`, import.meta.url)));
 publicFiles.push(createRequire(import.meta.url).resolve('@webgpu/types/dist/index.d.ts'));
 
-/** Functions that guess, for the end of an error, what a wrong file may be. */
-const guesses = new Set(['hintFor', 'otherFormat']);
+/** Bodies of functions that guess, for the end of an error, what a wrong file may be, and that open what no U-Net of this size comes in. */
+const bodies = {
+  hintFor: "return ''",
+  otherFormat: "return ''",
+  openSharded: 'return fail(`${index.name}: sharded weights take the whole of bruit`)',
+};
 
 /** In place of fastest-levenshtein, whose speed one error message does not need. */
 const editDistance = `
@@ -64,7 +68,7 @@ const noKBlocks = `
 /**
  * esbuild plugin for bundles that only sample, minified with their shaders. Dropped are tests, gradients and documentation of ops; checks of
  * what cannot go wrong with shaders and ops that were tested, and the ops' own words about shapes (Graph.add names op, layer and operands);
- * {@link otherSchedulers}; K blocks; {@link guesses}; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
+ * {@link otherSchedulers}; K blocks; what {@link bodies} leaves out; methods that nothing here calls, but for those of exported classes; what only people read in shaders.
  * wgsl_reflect makes way for src/engine/wgsl_layout.ts.
  */
 export function samplingOnly(root) {
@@ -157,7 +161,7 @@ function strip(ts, path, source) {
   const spreads = (node, names) => ts.isSpreadAssignment(node) && names.has(/^\(.* && \{ (\w+)(: .*)? \}\)$/s.exec(node.expression.getText())?.[1]);
   const throws = (statement, code) => statement && ts.isThrowStatement(statement) && ts.isNewExpression(statement.expression) && statement.expression.arguments?.[0]?.getText() === `'${code}'`;
   const visit = (node, exported) => {
-    if (ts.isFunctionDeclaration(node) && named(node, guesses)) return void cuts.push([node.body.getStart(), node.body.end, "{ return ''; }"]);
+    if (ts.isFunctionDeclaration(node) && Object.hasOwn(bodies, node.name?.text)) return void cuts.push([node.body.getStart(), node.body.end, `{ ${bodies[node.name.text]}; }`]);
     if (ts.isObjectLiteralExpression(node)) {
       const definition = isOp && ((ts.isCallExpression(node.parent) && node.parent.expression.getText() === 'defineOp') || node.properties.some((p) => p.name?.getText() === 'wgsl'));
       const names = definition ? unused : isOp ? others : otherSchedulers;

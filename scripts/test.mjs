@@ -1,5 +1,5 @@
 // The whole test run: node scripts/test.mjs [--only STAGE,STAGE…]
-// Stages: lint, typecheck, build, vitest, guard, chrome, naga. The last line counts tests over all stages; a stage that is one
+// Stages: lint, typecheck, build, vitest, guard, chrome, web, naga. The last line counts tests over all stages; a stage that is one
 // check counts as one test. Exits 1 if anything failed.
 import { spawn } from 'node:child_process';
 import { mkdir, readFile, rm } from 'node:fs/promises';
@@ -78,6 +78,7 @@ const stages = {
   vitest,
   guard: command('guard', 'scripts/run.mjs', '--adapter', 'swiftshader', 'bench/guard.mjs', 'bench/guard.json'),
   chrome: suite('chrome', async (onResult) => (await import('../tests/browser/run.mjs')).runInChrome(onResult)),
+  web: suite('web', async (onResult) => (await import('../tests/browser/playground.mjs')).runPlayground(onResult)),
   naga: suite('naga', async (onResult) => (await import('./deno.mjs')).runInDeno(onResult)),
 };
 

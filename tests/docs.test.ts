@@ -11,7 +11,7 @@ import { testDevice } from './helpers/device';
 import { opChecks } from './helpers/op_suite';
 
 const root = resolve(fileURLToPath(new URL('..', import.meta.url)));
-const documents = ['README.md', 'ARCHITECTURE.md', 'CONTRIBUTING.md'].map((name) => ({ name, text: readFileSync(join(root, name), 'utf8') }));
+const documents = ['README.md', 'ARCHITECTURE.md', 'CONTRIBUTING.md', 'docs/tour.md'].map((name) => ({ name, text: readFileSync(join(root, name), 'utf8') }));
 
 interface Snippet {
   /** Where it would lie: what its first line says (`// src/…`), else a name of its own. */

@@ -45,6 +45,10 @@ export interface Step {
   readonly bindGroup: GPUBindGroup;
   readonly workgroups: readonly [number, number];
   readonly cost: Cost;
+  /** What is bound to the kernel's variables, by their names. */
+  readonly operands: Readonly<Record<string, Bindable>>;
+  /** Fields of its uniform `params`. */
+  readonly params: Readonly<Record<string, number>>;
 }
 
 const BufferUsage = { MAP_READ: 1, COPY_SRC: 4, COPY_DST: 8, UNIFORM: 64, STORAGE: 128 } as const;
@@ -260,6 +264,8 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       bindGroup: device.createBindGroup({ label, layout: ready[i]!.getBindGroupLayout(0), entries }),
       workgroups: [Math.ceil(spec.workgroups / y), y],
       cost: spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t)),
+      operands: all,
+      params: spec.params ?? {},
     };
   });
 }
@@ -324,8 +330,8 @@ export class Program {
     this.engine.device.queue.writeBuffer(view.buffer, view.offset, bytes);
   }
 
-  /** Memory of a tensor, to bind it elsewhere. Only for leaves and outputs. */
-  view(t: Tensor): BufferView {
+  /** Memory of a tensor, to bind it elsewhere: of leaves and outputs. Of other values, where they lie from the dispatch that makes them to the last that reads them. */
+  view(t: Bindable): BufferView {
     return this.memory.view(t);
   }
 

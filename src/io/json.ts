@@ -30,6 +30,16 @@ export function parseJson(text: string): unknown {
 
 const quote = (key: string): string => JSON.stringify(key.length > 160 ? `${key.slice(0, 160)}…` : key);
 
+/**
+ * Parses JSON as Python writes it: `Infinity`, `-Infinity` and `NaN` outside strings become numbers.
+ * @throws SyntaxError as JSON.parse does.
+ */
+export function parsePythonJson(text: string): unknown {
+  const words: Record<string, number> = { __Infinity__: Infinity, '__-Infinity__': -Infinity, __NaN__: NaN };
+  const quoted = text.replace(/("(?:[^"\\]|\\.)*")|-?\bInfinity\b|\bNaN\b/g, (match, string?: string) => string ?? `"__${match}__"`);
+  return JSON.parse(quoted, (_key, value: unknown) => (typeof value === 'string' && value in words ? words[value] : value));
+}
+
 /** True for what JSON calls an object: not null, not an array. */
 export function isJsonObject(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);

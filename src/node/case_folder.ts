@@ -2,6 +2,7 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join, sep } from 'node:path';
 import { BruitError } from '../engine/errors';
 import type { ModelFolder } from '../io/folder';
+import { parsePythonJson } from '../io/json';
 import type { TensorStore } from '../io/safetensors';
 import { directory } from './directory';
 import { openTensorFile } from './file_source';
@@ -34,7 +35,8 @@ export async function openFolder(path: string): Promise<DataFolder> {
         throw fileError('read', full, cause);
       });
       try {
-        return JSON.parse(text) as unknown;
+        // Dumps of scheduler configurations hold -Infinity.
+        return parsePythonJson(text);
       } catch (cause) {
         throw new BruitError('input', `${full}: not valid JSON: ${(cause as Error).message}`, { cause });
       }

@@ -3,58 +3,11 @@ import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { promisify } from 'node:util';
 import { gunzip } from 'node:zlib';
-import { checkIndex, padDataset, stratifiedSplit, subset, type ImageDataset } from '../data/dataset';
-import { bytesToSigned } from '../data/transform';
+import { bytesDataset, DIGITS, MNIST_SIDE as SIDE, splitDigits, type DatasetSplit, type LabelledBytes, type MnistOptions } from '../data/bytes_dataset';
 import { BruitError, check } from '../engine/errors';
 import { fileError } from './files';
 
-const SIDE = 28;
-const DIGITS = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9'];
-
-export interface MnistOptions {
-  /** 28 (default), or 32 for a black border of 2. */
-  readonly size?: 28 | 32;
-  /** Items held back from training, in proportion to the classes; default 1,000 for the package, 0 for IDX files. */
-  readonly heldBack?: number;
-  /** Of the split; default 0. */
-  readonly seed?: number;
-}
-
-/** A data set and the part of it that training must not see. */
-export interface DatasetSplit {
-  readonly train: ImageDataset;
-  readonly heldBack: ImageDataset;
-}
-
-/** Grey images as bytes, [N,H,W], white on black, with a label each. */
-interface LabelledBytes {
-  readonly pixels: Uint8Array;
-  readonly labels: Uint8Array;
-  readonly height: number;
-  readonly width: number;
-}
-
-/** Images kept as bytes (a quarter of f32) and turned into [1,H,W] f32 in [-1,1] when asked for. */
-function bytesDataset(name: string, { pixels, labels, height, width }: LabelledBytes): ImageDataset {
-  const size = height * width;
-  return {
-    name,
-    length: labels.length,
-    shape: [1, height, width],
-    classes: DIGITS,
-    async get(index) {
-      checkIndex(index, labels.length, name);
-      return { image: bytesToSigned(pixels.subarray(index * size, (index + 1) * size)), label: labels[index]! };
-    },
-  };
-}
-
-function split(all: ImageDataset, labels: Uint8Array, { size = SIDE, heldBack = 0, seed = 0 }: MnistOptions): DatasetSplit {
-  check(size === 28 || size === 32, 'input', () => `mnist: size ${size as number} is not 28 or 32.`);
-  const data = size === all.shape[1] ? all : padDataset(all, [size, size]);
-  const parts = stratifiedSplit(labels, heldBack, seed);
-  return { train: subset(data, parts.train, `${all.name}/train`), heldBack: subset(data, parts.heldBack, `${all.name}/held-back`) };
-}
+export type { DatasetSplit, MnistOptions };
 
 let packageBytes: Promise<LabelledBytes> | undefined;
 
@@ -68,7 +21,7 @@ export async function loadMnist(options: MnistOptions = {}): Promise<DatasetSpli
     throw error;
   });
   const bytes = await packageBytes;
-  return split(bytesDataset('mnist', bytes), bytes.labels, { heldBack: 1000, ...options });
+  return splitDigits(bytesDataset('mnist', bytes), bytes.labels, { heldBack: 1000, ...options });
 }
 
 async function readPackage(): Promise<LabelledBytes> {
@@ -155,7 +108,7 @@ export async function loadIdx(imagesPath: string, labelsPath: string, options: M
   check(labels.shape[0] === count, 'input', () => `${imagesPath} has ${count} images, but ${labelsPath} has ${labels.shape[0]} labels: they are not a pair.`);
   const wrong = labels.data.findIndex((label) => label > 9);
   check(wrong < 0, 'input', () => `${labelsPath}: label ${wrong} is ${labels.data[wrong]}, not a digit.`);
-  return split(bytesDataset('mnist-idx', { pixels: images.data, labels: labels.data, height, width }), labels.data, { size: height === 32 && width === 32 ? 32 : 28, ...options });
+  return splitDigits(bytesDataset('mnist-idx', { pixels: images.data, labels: labels.data, height, width }), labels.data, { size: height === 32 && width === 32 ? 32 : 28, ...options });
 }
 
 /** The pair of IDX files of `part` in a folder, under any of the names MNIST is handed around with. */

@@ -6,16 +6,14 @@
  * `vae_ema/`), or an adapter's file alone (`pytorch_lora_weights.safetensors`, `learned_embeds.safetensors`, and the moving averages' with `_ema`).
  */
 import { existsSync } from 'node:fs';
-import { cp, mkdir, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { cp, readdir, readFile, rename, rm } from 'node:fs/promises';
 import path from 'node:path';
-import { BruitError } from '../engine/errors';
 import type { ModelFolder } from '../io/folder';
-import { writeSafetensors } from '../io/safetensors';
 import type { NamedTensor } from '../model/parameters';
-import { learnedEmbeds, loraFileName, loraParameterName, loraPrefix } from '../train/adapters';
-import { stepComponents } from '../train/components';
-import { modelFolders, nullLabel, type TrainConfig } from '../train/config';
+import { checkpointFiles, configText, isPipeline, packTensors, readCheckpoint, readState } from '../train/checkpoint_files';
+import type { TrainConfig } from '../train/config';
 import type { TrainerState, TrainerTensors } from '../train/trainer';
+import { directory } from './directory';
 import { writeFileAtomic } from './files';
 import { openTensorFile } from './file_source';
 
@@ -31,46 +29,10 @@ export async function listCheckpoints(run: string): Promise<{ step: number; path
   return found.sort((a, b) => a.step - b.step);
 }
 
-const json = (value: unknown): string => `${JSON.stringify(value, null, 2)}\n`;
-const f32 = (tensors: readonly NamedTensor[], prefix = '') => tensors.map((t) => ({ name: prefix + t.name, dtype: 'F32' as const, shape: [...t.shape], data: t.data }));
-
-const writeTensors = (file: string, tensors: readonly NamedTensor[], dtype: 'F32' | 'F16' = 'F32'): Promise<void> =>
-  writeFileAtomic(file, writeSafetensors(f32(tensors).map((t) => ({ ...t, dtype })), { format: 'pt' }));
-
 /** Writes a model's folder as diffusers does: config.json (of a UNet2DModel, unless it says otherwise) and diffusion_pytorch_model.safetensors (transformers: model.safetensors). */
 export async function writeModelFolder(dir: string, config: object, tensors: readonly NamedTensor[], dtype: 'F32' | 'F16' = 'F32', file = 'diffusion_pytorch_model'): Promise<void> {
-  await mkdir(dir, { recursive: true });
-  await writeFileAtomic(path.join(dir, 'config.json'), json({ _class_name: 'UNet2DModel', ...config }));
-  await writeTensors(path.join(dir, `${file}.safetensors`), tensors, dtype);
-}
-
-/** Files of weights in a checkpoint. Each has a twin with the moving averages. */
-interface WeightFile {
-  readonly weights: string;
-  readonly ema: string;
-  /** Name in the file of a parameter of the step; undefined for those of other files. */
-  toFile(name: string): string | undefined;
-  toStep(name: string): string;
-}
-
-function weightFiles(config: TrainConfig): WeightFile[] {
-  const folder = modelFolders[config.model.kind];
-  const renamed = (prefix: string, file: string, toFile: (name: string) => string, toStep: (name: string) => string): WeightFile => ({
-    weights: `${file}.safetensors`,
-    ema: `${file}_ema.safetensors`,
-    toFile: (name) => (name.startsWith(prefix) ? toFile(name) : undefined),
-    toStep,
-  });
-  if (config.method === 'lora') return [renamed(loraPrefix, 'pytorch_lora_weights', (name) => loraFileName(folder, name), (name) => loraParameterName(folder, name))];
-  if (config.method === 'textual_inversion') return [renamed(learnedEmbeds, 'learned_embeds', () => config.textualInversion!.placeholder, () => learnedEmbeds)];
-  return stepComponents(config)
-    .filter((c) => c.trained)
-    .map(({ name, file }) => ({
-      weights: `${name}/${file}.safetensors`,
-      ema: `${name}_ema/${file}.safetensors`,
-      toFile: (full) => (full.startsWith(`${name}.`) ? full.slice(name.length + 1) : undefined),
-      toStep: (own) => `${name}.${own}`,
-    }));
+  await writeFileAtomic(path.join(dir, 'config.json'), configText({ _class_name: 'UNet2DModel', ...config }));
+  await writeFileAtomic(path.join(dir, `${file}.safetensors`), packTensors(tensors, dtype));
 }
 
 /** What a checkpoint holds beside what is trained. */
@@ -89,31 +51,8 @@ export async function saveCheckpoint(run: string, config: TrainConfig, state: Tr
   const final = path.join(run, name);
   const temporary = path.join(run, `.${name}.${process.pid}.tmp`);
   await rm(temporary, { recursive: true, force: true });
-  await mkdir(temporary, { recursive: true });
-  for (const file of weightFiles(config)) {
-    for (const part of ['weights', 'ema'] as const) {
-      const own = tensors[part].flatMap((t) => {
-        const inFile = file.toFile(t.name);
-        return inFile === undefined ? [] : [{ ...t, name: inFile }];
-      });
-      await mkdir(path.dirname(path.join(temporary, file[part])), { recursive: true });
-      await writeTensors(path.join(temporary, file[part]), own);
-    }
-  }
-  for (const c of stepComponents(config).filter((c) => c.trained)) {
-    const text = json({ ...c.json, ...(scalingFactor !== undefined && { scaling_factor: scalingFactor }) });
-    for (const folder of [c.name, `${c.name}_ema`]) await writeFileAtomic(path.join(temporary, folder, 'config.json'), text);
-  }
-  if (config.method === 'full' && config.model.kind !== 'AutoencoderKL') {
-    for (const [part, { name: from }] of Object.entries(folders)) await cp(from, path.join(temporary, part), { recursive: true });
-    await writeFileAtomic(path.join(temporary, 'scheduler', 'scheduler_config.json'), json(config.schedulerJson));
-    await writeFileAtomic(path.join(temporary, 'model_index.json'), json(modelIndex(config)));
-    const none = nullLabel(config.model);
-    // A model trained without its label now and then can be guided; the scale is a sampling choice, 1 is none.
-    if (config.conditionDropout > 0 && config.model.kind === 'UNet2DModel') await writeFileAtomic(path.join(temporary, 'bruit.json'), json({ guidance_scale: 1, null_label: none }));
-  }
-  await writeFileAtomic(path.join(temporary, 'optimizer.safetensors'), writeSafetensors([...f32(tensors.moment1, 'exp_avg.'), ...f32(tensors.moment2, 'exp_avg_sq.')]));
-  await writeFileAtomic(path.join(temporary, 'trainer_state.json'), json(state));
+  for (const [file, contents] of checkpointFiles(config, state, tensors, scalingFactor)) await writeFileAtomic(path.join(temporary, file), contents);
+  if (isPipeline(config)) for (const [part, { name: from }] of Object.entries(folders)) await cp(from, path.join(temporary, part), { recursive: true });
   await rm(final, { recursive: true, force: true });
   await rename(temporary, final);
   const old = (await listCheckpoints(run)).slice(0, -keep);
@@ -121,57 +60,11 @@ export async function saveCheckpoint(run: string, config: TrainConfig, state: Tr
   return final;
 }
 
-/** The pipeline that a checkpoint is. */
-function modelIndex(config: TrainConfig): object {
-  const scheduler = ['diffusers', (config.schedulerJson as { _class_name?: string })._class_name ?? 'DDPMScheduler'];
-  const { kind } = config.model;
-  if (kind === 'UNet2DModel' && !config.vae) return { _class_name: 'DDPMPipeline', unet: ['diffusers', kind], scheduler };
-  const vae = ['diffusers', 'AutoencoderKL'];
-  if (kind === 'UNet2DModel') return { _class_name: 'LDMPipeline', unet: ['diffusers', kind], vqvae: vae, scheduler };
-  if (kind === 'Transformer2DModel') return { _class_name: 'DiTPipeline', transformer: ['diffusers', kind], vae, scheduler };
-  return {
-    _class_name: 'StableDiffusionPipeline',
-    vae,
-    text_encoder: ['transformers', 'CLIPTextModel'],
-    tokenizer: ['transformers', 'CLIPTokenizer'],
-    unet: ['diffusers', kind],
-    scheduler,
-    safety_checker: [null, null],
-    feature_extractor: [null, null],
-    requires_safety_checker: false,
-  };
-}
-
 /** Where a checkpoint's run stood. */
-export async function readTrainerState(dir: string): Promise<TrainerState> {
-  const file = path.join(dir, 'trainer_state.json');
-  try {
-    return JSON.parse(await readFile(file, 'utf8')) as TrainerState;
-  } catch (e) {
-    throw new BruitError('checkpoint', `${file} cannot be read (${(e as Error).message}): this is not a training checkpoint`, { cause: e });
-  }
-}
+export const readTrainerState = (dir: string): Promise<TrainerState> => readState(directory(dir));
 
 /** Reads what {@link saveCheckpoint} wrote for a recipe. */
-export async function loadCheckpoint(dir: string, config: TrainConfig): Promise<{ state: TrainerState; tensors: TrainerTensors }> {
-  const state = await readTrainerState(dir);
-  const read = async (name: string, rename: (inFile: string) => string | undefined): Promise<NamedTensor[]> => {
-    const store = await openTensorFile(path.join(dir, name));
-    try {
-      const out: NamedTensor[] = [];
-      for (const [key, info] of store.tensors) {
-        const own = rename(key);
-        if (own !== undefined) out.push({ name: own, shape: info.shape, data: await store.readF32(key) });
-      }
-      return out;
-    } finally {
-      await store.close();
-    }
-  };
-  const all = async (part: 'weights' | 'ema'): Promise<NamedTensor[]> => (await Promise.all(weightFiles(config).map((f) => read(f[part], (name) => f.toStep(name))))).flat();
-  const moments = (prefix: string): Promise<NamedTensor[]> => read('optimizer.safetensors', (name) => (name.startsWith(prefix) ? name.slice(prefix.length) : undefined));
-  return { state, tensors: { weights: await all('weights'), ema: await all('ema'), moment1: await moments('exp_avg.'), moment2: await moments('exp_avg_sq.') } };
-}
+export const loadCheckpoint = (dir: string, config: TrainConfig): ReturnType<typeof readCheckpoint> => readCheckpoint(directory(dir), config);
 
 /**
  * Writes what a checkpoint is for without what training needs: moving averages in place of the weights, the other models as they are. All weights are
@@ -194,7 +87,7 @@ export async function exportCheckpoint(checkpoint: string, out: string, dtype: '
       const tensors: NamedTensor[] = [];
       for (const [name, { shape }] of store.tensors) tensors.push({ name, shape, data: await store.readF32(name) });
       if (averaged) trained += tensors.reduce((n, t) => n + t.data.length, 0);
-      await writeTensors(target, tensors, dtype);
+      await writeFileAtomic(target, packTensors(tensors, dtype));
     } finally {
       await store.close();
     }

@@ -123,13 +123,13 @@ export class DDPMPipeline {
 
   /**
    * The sampler of the first batch that these options ask for, compiled and not run: to record its steps into one's own command encoder, or to use the
-   * sample where it lies on the GPU. It is the caller's to destroy, before the pipeline, whose weights it reads.
+   * sample where it lies on the GPU. With `preview` it keeps the predicted x0, too. It is the caller's to destroy, before the pipeline, whose weights it reads.
    */
-  async createSampler(o: GenerateOptions = {}): Promise<GpuSampler> {
+  async createSampler(o: GenerateOptions & { readonly preview?: boolean } = {}): Promise<GpuSampler> {
     return (await this.prepare(o)).sampler;
   }
 
-  private async prepare(o: GenerateOptions) {
+  private async prepare(o: GenerateOptions & { readonly preview?: boolean }) {
     const { steps = 50, seed = 0 } = o;
     const { unet } = this;
     const count = o.count ?? o.labels?.length ?? 1;
@@ -162,7 +162,7 @@ export class DDPMPipeline {
       sampleOffset: (o.sampleOffset ?? 0) + from,
       ...(labels && { labels: batchLabels(from)! }),
       ...(guidanceScale !== 1 && this.guidance && { guidance: { scale: guidanceScale, nullLabel: this.guidance.null_label } }),
-      preview: o.onPreview !== undefined,
+      preview: o.preview === true || o.onPreview !== undefined,
       ...drawNoise(o.generator, program, shape),
       record: o.onRecord !== undefined,
     });

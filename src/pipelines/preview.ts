@@ -1,5 +1,4 @@
 /** Pictures of what a pipeline is about to make: its predicted x0, decoded cheaply while it goes on. */
-import { Matrix, solve } from 'ml-matrix';
 import type { Engine } from '../engine/device';
 import { check } from '../engine/errors';
 import { Graph } from '../engine/graph';
@@ -114,6 +113,7 @@ export async function linearPreview(decoder: LatentDecoder): Promise<PreviewDeco
     }
   }
   // Least squares; a decoder that ignores a channel leaves its column free.
+  const { Matrix, solve } = await import('ml-matrix'); // a file of its own, which few programs load
   const weights = solve(new Matrix(inputs), new Matrix(colours), true);
   return {
     decode(x0, [n, , h, w]) {

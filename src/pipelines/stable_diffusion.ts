@@ -20,7 +20,7 @@ import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, s
 import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
 import { conditionInputs, unet2dCondition, type ConditionedConfig, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
-import { createGpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
+import { createGpuSampler, type GpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { loadTokenizer } from '../text/tokenizer';
 import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type LoadingOptions, type TextValues } from './component';
@@ -76,6 +76,8 @@ export interface StableDiffusionOptions extends PromptOptions {
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
   readonly onPreview?: ((preview: SamplerPreview) => void) | undefined;
+  /** The denoising loop's {@link SamplerRunOptions.onQueued}, with the sampler: latents and predicted x0 can be drawn from its memory. */
+  readonly onQueued?: ((sampler: GpuSampler, step: number, total: number) => void) | undefined;
   /** Called with intermediate values under the names that reference runs have (`timesteps`, `model_output.0`, `latents.N`, …). Costs memory and time. */
   readonly onRecord?: ((name: string, value: Float32Array) => void) | undefined;
 }
@@ -316,7 +318,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
 
   private async trajectory(options: StableDiffusionOptions, run: Trajectory, unet: WeightStore, nets: readonly WeightStore[]): Promise<Float32Array> {
     const { program, config, guided, skipped, start, latentShape, text } = run;
-    const { onRecord, onPreview } = options;
+    const { onRecord, onPreview, onQueued } = options;
     const [batch, channels, height, width] = latentShape as [number, number, number, number];
     const rows = guided ? 2 * batch : batch;
     // In guess mode a ControlNet sees the prompt's half only.
@@ -414,7 +416,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
         latents: start.noise ?? null,
         ...(run.noise && { noise: run.noise }),
         ...(guided && { guidance: { scale: run.guidanceScale, ...(options.guidance_rescale && { rescale: options.guidance_rescale }) } }),
-        preview: onPreview !== undefined,
+        preview: (onPreview ?? onQueued) !== undefined,
         record: onRecord !== undefined,
       });
       try {
@@ -423,6 +425,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
         await sampler.run({
           ...(options.signal && { signal: options.signal }),
           ...(options.onProgress && { onProgress: options.onProgress }),
+          ...(onQueued && { onQueued: (step: number, total: number) => onQueued(sampler, step, total) }),
           ...((onRecord ?? onPreview) && {
             onPreview: (preview: SamplerPreview) => {
               const { step, recorded } = preview;

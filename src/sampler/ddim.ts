@@ -1,5 +1,5 @@
 import { BruitError, check } from '../engine/errors';
-import { boundOf, epsilonFrom, predict } from './prediction';
+import { boundOf, epsilonFrom, finiteAlphaBar, predict } from './prediction';
 import { bounded, combine, finishProgram, NOISE, type SamplerProgram, type StepDraft } from './program';
 import type { NoiseTables, SamplerOptions, SchedulerConfig } from './scheduler_config';
 import { spacedTimesteps, trailingTimesteps } from './schedules';
@@ -16,7 +16,7 @@ export function ddim(config: SchedulerConfig, { alphasCumprod }: NoiseTables, op
   const finalAlphaBar = config.set_alpha_to_one ? 1 : alphasCumprod[0]!;
   const drafts = spacedTimesteps(config.timestep_spacing, total, count, config.steps_offset, true).map((t): StepDraft => {
     const previous = t - Math.floor(total / count);
-    const alphaBar = alphasCumprod[t]!;
+    const alphaBar = finiteAlphaBar(alphasCumprod[t]!, bound);
     const alphaBarPrevious = previous >= 0 ? alphasCumprod[previous]! : finalAlphaBar;
     // In float32, as the library: with eta near 1 the rest is a small difference, and its root is far from what f64 would give.
     const variance = f32(f32((1 - alphaBarPrevious) / (1 - alphaBar)) * f32(1 - f32(alphaBar / alphaBarPrevious)));

@@ -1,5 +1,5 @@
 import { check } from '../engine/errors';
-import { boundOf, predict } from './prediction';
+import { boundOf, finiteAlphaBar, predict } from './prediction';
 import { bounded, combine, finishProgram, NOISE, SAMPLE, type SamplerProgram, type StepDraft } from './program';
 import type { NoiseTables, SamplerOptions, SchedulerConfig } from './scheduler_config';
 import { spacedTimesteps } from './schedules';
@@ -20,7 +20,7 @@ export function ddpm(config: SchedulerConfig, { alphasCumprod }: NoiseTables, op
   const learned = variance === 'learned' || variance === 'learned_range';
   const drafts = timesteps.map((t, i): StepDraft => {
     const previous = custom ? (custom[i + 1] ?? -1) : t - Math.floor(total / count);
-    const alphaBar = alphasCumprod[t]!;
+    const alphaBar = finiteAlphaBar(alphasCumprod[t]!, bound);
     const alphaBarPrevious = previous >= 0 ? alphasCumprod[previous]! : 1;
     // Rounded as the library rounds: between neighbouring time steps 1 - ratio is as small as 1e-4, of which f32 holds only four digits.
     const alpha = f32(alphaBar / alphaBarPrevious);

@@ -57,7 +57,7 @@ function integratorWeights(algorithm: SchedulerConfig['algorithm_type'], { alpha
     }
     case 'sde-dpmsolver++': {
       const e = -Math.expm1(-2 * h);
-      return { sample: (sigmaT / sigma[s]!) * Math.exp(-h), d0: alphaT * e, midpoint: 0.5 * alphaT * e, heun: alphaT * (e / (-2 * h) + 1), d2: 0, noise: sigmaT * Math.sqrt(e) };
+      return { sample: (sigmaT / sigma[s]!) * Math.exp(-h), d0: alphaT * e, midpoint: 0.5 * alphaT * e, heun: alphaT * (e / (-2 * h) + 1), d2: alphaT * ((e - 2 * h) / (2 * h) ** 2 - 0.5), noise: sigmaT * Math.sqrt(e) };
     }
     case 'sde-dpmsolver': {
       const e = Math.expm1(h);
@@ -67,8 +67,8 @@ function integratorWeights(algorithm: SchedulerConfig['algorithm_type'], { alpha
 }
 
 /**
- * DPM-Solver and DPM-Solver++ (Lu et al. 2022), multi-step, orders 1 to 3, and their SDE versions of orders 1 and 2. Orders are built up over the first
- * steps; with `lower_order_final` and fewer than 15 steps they go down again at the end.
+ * DPM-Solver and DPM-Solver++ (Lu et al. 2022), multi-step, orders 1 to 3, and their SDE versions (of DPM-Solver: orders 1 and 2). Orders are built up over the first
+ * steps; with `lower_order_final` and fewer than 15 steps they go down again at the end. A last step to noise 0 gives the predicted x0.
  */
 export function dpmSolverMultistep(config: SchedulerConfig, tables: NoiseTables, { numInferenceSteps, begin = 0 }: { numInferenceSteps: number; begin?: number }): SamplerProgram {
   const { algorithm_type: algorithm, solver_order: order, solver_type } = config;
@@ -84,10 +84,12 @@ export function dpmSolverMultistep(config: SchedulerConfig, tables: NoiseTables,
     const { predX0, value: m0 } = solverValue(config, bound, process.alpha[s0]!, process.sigma[s0]!, algorithm.endsWith('++'));
     const store = order > 1 ? [{ slot: ring(i), value: m0 }] : [];
     const draft = { timestep: s0, predX0, store, drawsNoise: stochastic };
+    const last = i === count - 1;
+    if (last && config.final_sigmas_type === 'zero') return { ...draft, next: m0 };
     // Already there: Karras and trailing spacings may end at t = 0. The weights' limit is the identity.
     if (t === s0) return { ...draft, next: SAMPLE };
     const w = integratorWeights(algorithm, process, s0, t);
-    const left = config.lower_order_final && count < 15 ? count - i : order;
+    const left = last && config.euler_at_final ? 1 : config.lower_order_final && count < 15 ? count - i : order;
     const h = lambda[t]! - lambda[s0]!;
     const terms: [number, Linear][] = [[w.sample, SAMPLE], [w.d0, m0], [w.noise, NOISE]];
     const steps = Math.min(order, i - begin + 1, left);
@@ -138,6 +140,7 @@ export function dpmSolverSinglestep(config: SchedulerConfig, tables: NoiseTables
     const store = maxOrder > 1 ? [{ slot: ring(i), value: m0 }] : [];
     if (order === 1 && maxOrder > 1) store.push({ slot: START, value: SAMPLE });
     const draft = { timestep: s0, predX0, store };
+    if (i === timesteps.length - 1 && config.final_sigmas_type === 'zero') return { ...draft, next: m0 };
     if (t === s0 && order === 1) return { ...draft, next: SAMPLE };
     const w = integratorWeights(algorithm, process, first, t);
     const h = lambda[t]! - lambda[first]!;

@@ -1,11 +1,11 @@
 import { predictX0FromSigma } from './prediction';
 import { combine, finishProgram, NOISE, SAMPLE, type SamplerProgram, type StepDraft } from './program';
 import type { NoiseTables, SamplerOptions, SchedulerConfig } from './scheduler_config';
-import { interpolate, karrasSigmas, linspaceF32, sigmasOf, sigmaToTimestep, spacedTimesteps } from './schedules';
+import { exponentialSigmas, interpolate, karrasSigmas, linspaceF32, sigmasOf, sigmaToTimestep, spacedTimesteps } from './schedules';
 
 export interface SigmaSchedule {
   readonly timesteps: readonly number[];
-  /** float32 values, one more than time steps: the last step goes to 0. */
+  /** float32 values, one more than time steps: the last is where the last step ends, 0 but for final_sigmas_type "sigma_min". */
   readonly sigmas: Float32Array;
   readonly initNoiseSigma: number;
 }
@@ -17,12 +17,13 @@ export function sigmaSchedule(config: SchedulerConfig, { alphasCumprod }: NoiseT
   let sigmas: ArrayLike<number> & Iterable<number> = timesteps.map((t) => interpolate(table, t));
   // One sigma more than there are steps, so that the last step ends at the smallest sigma and not at 0: as diffusers has it.
   if (config.interpolation_type === 'log_linear') sigmas = linspaceF32(Math.log(table.at(-1)!), Math.log(table[0]!), count + 1).map(Math.exp);
-  if (config.use_karras_sigmas) {
-    sigmas = karrasSigmas(sigmas[0]!, sigmas[sigmas.length - 1]!, count);
+  if (config.use_karras_sigmas || config.use_exponential_sigmas) {
+    const spaced = config.use_karras_sigmas ? karrasSigmas : exponentialSigmas;
+    sigmas = spaced(sigmas[0]!, sigmas[sigmas.length - 1]!, count);
     const logs = table.map(Math.log);
     timesteps = Array.from(sigmas, (sigma) => sigmaToTimestep(sigma, logs));
   }
-  const all = Float32Array.from([...sigmas, 0]);
+  const all = Float32Array.from([...sigmas, config.final_sigmas_type === 'zero' ? 0 : table[0]!]);
   const max = all.reduce((a, b) => Math.max(a, b));
   return { timesteps, sigmas: all, initNoiseSigma: config.timestep_spacing === 'leading' ? Math.fround(Math.sqrt(max ** 2 + 1)) : max };
 }

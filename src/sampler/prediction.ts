@@ -13,6 +13,12 @@ export function predict(type: PredictionType, alphaBar: number): Prediction {
   return predictScaled(type, Math.sqrt(alphaBar), Math.sqrt(1 - alphaBar));
 }
 
+/**
+ * alphas_cumprod at a time step, but for one of pure noise (zero SNR): x0 from epsilon is infinite there, and where something bounds it, as good as
+ * infinite does, with the sign that says where it is cut off.
+ */
+export const finiteAlphaBar = (alphaBar: number, bound: Bound): number => (alphaBar === 0 && bound.kind !== 'none' ? 2 ** -100 : alphaBar);
+
 /** The same with the signal's and the noise's factor given. */
 export function predictScaled(type: PredictionType, signal: number, noise: number): Prediction {
   switch (type) {

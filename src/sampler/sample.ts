@@ -101,6 +101,11 @@ export interface SamplerRunOptions {
   readonly signal?: AbortSignal;
   /** Called when the GPU has done a step. */
   readonly onProgress?: (done: number, total: number) => void;
+  /**
+   * Called when the commands of `step` steps are queued, first with 0 (the start sample), up to `total`: what the caller submits then, a copy or a
+   * picture, sees {@link GpuSampler.sampleView} and {@link GpuSampler.x0View} as that step left them. Nothing is read back.
+   */
+  readonly onQueued?: (step: number, total: number) => void;
   /** Called some time after the step, in order; the loop goes on meanwhile. */
   readonly onPreview?: (preview: SamplerPreview) => void;
   /** A preview after every so many steps and after the last; 1 by default. */
@@ -303,6 +308,11 @@ export class GpuSampler {
     if (x0) this.previews = new PreviewRing(engine, [x0, state.sample, ...recorded.values()].map((t) => ({ ...stepProgram.view(t), bytes: t.bytes })));
   }
 
+  /** The table of coefficients that it executes. */
+  get program(): SamplerProgram {
+    return this.options.program;
+  }
+
   /** Changes inputs of later runs; those not named stay. */
   set(inputs: SamplerInputs): void {
     this.assertIdle('set');
@@ -364,7 +374,7 @@ export class GpuSampler {
    */
   async run(options: SamplerRunOptions = {}): Promise<void> {
     this.assertIdle('run');
-    const { signal, onProgress, onPreview, previewEvery = 1 } = options;
+    const { signal, onProgress, onQueued, onPreview, previewEvery = 1 } = options;
     const total = this.options.program.steps.length;
     const { previews } = this;
     check(!onPreview || previews, 'input', () => 'onPreview needs a sampler made with preview: true');
@@ -382,11 +392,13 @@ export class GpuSampler {
     const queued: Promise<void>[] = [];
     try {
       this.engine.device.queue.submit([encoder.finish()]);
+      onQueued?.(0, total);
       const pace = new Pace();
       for (let step = 0; step < total; step++) {
         while (queued.length >= pace.depth) await queued.shift();
         proceed(done);
         this.stepProgram.run();
+        onQueued?.(step + 1, total);
         if (onPreview && ((step + 1) % previewEvery === 0 || step + 1 === total)) {
           await previews!.capture(([x0, sample, ...rest]) => {
             const recorded = Object.fromEntries([...this.leaves.recorded.keys()].map((name, i) => [name, rest[i]!]));

@@ -3,6 +3,7 @@
  * diffusers 0.21.4; LCM's, which came later, those of 0.39.
  */
 import { BruitError, check } from '../engine/errors';
+import { parsePythonJson } from '../io/json';
 import { ddim, ddimInverse } from './ddim';
 import { ddpm } from './ddpm';
 import { dpmSolverMultistep, dpmSolverSinglestep } from './dpmpp';
@@ -43,11 +44,17 @@ export interface SchedulerConfig {
   rescale_betas_zero_snr: boolean;
   skip_prk_steps: boolean;
   use_karras_sigmas: boolean;
+  /** Sigmas evenly spaced in their logarithm. */
+  use_exponential_sigmas: boolean;
   interpolation_type: 'linear' | 'log_linear';
   solver_order: number;
   algorithm_type: 'dpmsolver' | 'dpmsolver++' | 'sde-dpmsolver' | 'sde-dpmsolver++';
   solver_type: 'midpoint' | 'heun' | 'bh1' | 'bh2';
   lower_order_final: boolean;
+  /** DPM-Solver++: the last step is of first order. */
+  euler_at_final: boolean;
+  /** Where the last step ends: at noise 0, or at that of the time step 0. */
+  final_sigmas_type: 'zero' | 'sigma_min';
   lambda_min_clipped: number;
   predict_x0: boolean;
   /** UniPC: indices of steps after which the corrector is not applied. */
@@ -102,7 +109,7 @@ interface ClassSpec {
 const COMMON: readonly Key[] = ['num_train_timesteps', 'beta_start', 'beta_end', 'beta_schedule', 'trained_betas', 'prediction_type', 'timestep_spacing', 'steps_offset'];
 const THRESHOLDING: readonly Key[] = ['thresholding', 'dynamic_thresholding_ratio', 'sample_max_value'];
 const CLIPPING: readonly Key[] = ['clip_sample', 'clip_sample_range'];
-const SOLVER: readonly Key[] = [...THRESHOLDING, 'solver_order', 'solver_type', 'lower_order_final', 'use_karras_sigmas'];
+const SOLVER: readonly Key[] = [...THRESHOLDING, 'solver_order', 'solver_type', 'lower_order_final', 'final_sigmas_type', 'use_karras_sigmas'];
 
 /** Defaults where the class names no other: the values that mean "off", then the common ones of diffusers. */
 const DEFAULTS: Omit<SchedulerConfig, '_class_name'> = {
@@ -124,11 +131,14 @@ const DEFAULTS: Omit<SchedulerConfig, '_class_name'> = {
   rescale_betas_zero_snr: false,
   skip_prk_steps: false,
   use_karras_sigmas: false,
+  use_exponential_sigmas: false,
   interpolation_type: 'linear',
   solver_order: 2,
   algorithm_type: 'dpmsolver++',
   solver_type: 'midpoint',
   lower_order_final: true,
+  euler_at_final: false,
+  final_sigmas_type: 'zero',
   lambda_min_clipped: -Infinity,
   predict_x0: true,
   disable_corrector: [],
@@ -139,6 +149,8 @@ const DEFAULTS: Omit<SchedulerConfig, '_class_name'> = {
 const PREDICTIONS = ['epsilon', 'sample', 'v_prediction'] as const;
 const SPACINGS = ['leading', 'trailing', 'linspace'] as const;
 const LINSPACE = { timestep_spacing: 'linspace' } as const;
+/** Configurations without final_sigmas_type are of versions that knew no other end. */
+const SOLVER_DEFAULTS = { ...LINSPACE, final_sigmas_type: 'sigma_min' } as const;
 /** diffusers takes another family's names for its own default, so that configurations can be passed between classes. */
 const SOLVER_ALIASES = { midpoint: 'midpoint', heun: 'heun', logrho: 'midpoint', bh1: 'midpoint', bh2: 'midpoint' };
 const UNIPC_ALIASES = { bh1: 'bh1', bh2: 'bh2', midpoint: 'bh2', heun: 'bh2', logrho: 'bh2' };
@@ -146,7 +158,7 @@ const UNIPC_ALIASES = { bh1: 'bh1', bh2: 'bh2', midpoint: 'bh2', heun: 'bh2', lo
 const CLASSES = {
   DDPMScheduler: {
     build: ddpm,
-    keys: [...CLIPPING, ...THRESHOLDING, 'variance_type'],
+    keys: [...CLIPPING, ...THRESHOLDING, 'variance_type', 'rescale_betas_zero_snr'],
     stepKwargs: ['timesteps'],
     defaults: { clip_sample: true, variance_type: 'fixed_small' },
     allowed: { variance_type: ['fixed_small', 'fixed_small_log', 'fixed_large', 'fixed_large_log', 'learned', 'learned_range'] },
@@ -170,21 +182,21 @@ const CLASSES = {
     defaults: { beta_start: 0.00085, beta_end: 0.012, beta_schedule: 'scaled_linear' },
   },
   PNDMScheduler: { build: pndm, keys: ['skip_prk_steps', 'set_alpha_to_one'], defaults: { set_alpha_to_one: false }, allowed: { prediction_type: ['epsilon', 'v_prediction'] } },
-  LMSDiscreteScheduler: { build: lms, keys: ['use_karras_sigmas'], stepKwargs: ['order'], defaults: LINSPACE },
-  HeunDiscreteScheduler: { build: heun, keys: ['use_karras_sigmas', ...CLIPPING], defaults: { ...LINSPACE, beta_start: 0.00085, beta_end: 0.012 } },
+  LMSDiscreteScheduler: { build: lms, keys: ['use_karras_sigmas', 'use_exponential_sigmas'], stepKwargs: ['order'], defaults: LINSPACE },
+  HeunDiscreteScheduler: { build: heun, keys: ['use_karras_sigmas', 'use_exponential_sigmas', ...CLIPPING], defaults: { ...LINSPACE, beta_start: 0.00085, beta_end: 0.012 } },
   EulerDiscreteScheduler: {
     build: euler,
-    keys: ['interpolation_type', 'use_karras_sigmas'],
+    keys: ['interpolation_type', 'use_karras_sigmas', 'use_exponential_sigmas', 'final_sigmas_type', 'rescale_betas_zero_snr'],
     stepKwargs: ['s_churn', 's_tmin', 's_tmax', 's_noise'],
     defaults: LINSPACE,
     allowed: { prediction_type: [...PREDICTIONS, 'original_sample'] },
   },
-  EulerAncestralDiscreteScheduler: { build: eulerAncestral, keys: [], defaults: LINSPACE, allowed: { prediction_type: ['epsilon', 'v_prediction'] } },
-  DPMSolverMultistepScheduler: { build: dpmSolverMultistep, keys: [...SOLVER, 'algorithm_type', 'lambda_min_clipped', 'variance_type'], defaults: LINSPACE },
+  EulerAncestralDiscreteScheduler: { build: eulerAncestral, keys: ['rescale_betas_zero_snr'], defaults: LINSPACE, allowed: { prediction_type: ['epsilon', 'v_prediction'] } },
+  DPMSolverMultistepScheduler: { build: dpmSolverMultistep, keys: [...SOLVER, 'algorithm_type', 'lambda_min_clipped', 'variance_type', 'euler_at_final', 'rescale_betas_zero_snr'], defaults: SOLVER_DEFAULTS },
   DPMSolverSinglestepScheduler: {
     build: dpmSolverSinglestep,
     keys: [...SOLVER, 'algorithm_type', 'lambda_min_clipped', 'variance_type'],
-    defaults: LINSPACE,
+    defaults: SOLVER_DEFAULTS,
     allowed: { algorithm_type: ['dpmsolver', 'dpmsolver++', 'deis'], timestep_spacing: ['linspace'] },
   },
   UnCLIPScheduler: {
@@ -193,7 +205,7 @@ const CLASSES = {
     defaults: { clip_sample: true, variance_type: 'fixed_small_log', beta_schedule: 'squaredcos_cap_v2' },
     allowed: { variance_type: ['fixed_small_log', 'learned_range'], prediction_type: ['epsilon', 'sample'], beta_schedule: ['squaredcos_cap_v2'] },
   },
-  UniPCMultistepScheduler: { build: unipc, keys: [...SOLVER, 'predict_x0', 'disable_corrector'], defaults: { ...LINSPACE, solver_type: 'bh2' } },
+  UniPCMultistepScheduler: { build: unipc, keys: [...SOLVER, 'predict_x0', 'disable_corrector', 'rescale_betas_zero_snr'], defaults: { ...SOLVER_DEFAULTS, solver_type: 'bh2' } },
 } as const satisfies Record<string, ClassSpec>;
 
 /** The schedulers that bruit has, by diffusers' class name. */
@@ -228,11 +240,14 @@ const CHECKS: Record<Key, Check> = {
   rescale_betas_zero_snr: boolean,
   skip_prk_steps: boolean,
   use_karras_sigmas: boolean,
+  use_exponential_sigmas: boolean,
   interpolation_type: oneOf('linear', 'log_linear'),
   solver_order: count(1),
   algorithm_type: oneOf('dpmsolver', 'dpmsolver++', 'sde-dpmsolver', 'sde-dpmsolver++', 'deis'),
   solver_type: oneOf(...Object.keys(SOLVER_ALIASES)),
   lower_order_final: boolean,
+  euler_at_final: boolean,
+  final_sigmas_type: oneOf('zero', 'sigma_min'),
   lambda_min_clipped: number((v) => v < Infinity, 'a number or -Infinity'),
   predict_x0: boolean,
   original_inference_steps: count(1),
@@ -240,34 +255,23 @@ const CHECKS: Record<Key, Check> = {
   disable_corrector: [(v) => Array.isArray(v) && v.every(count(0)[0]), 'a list of step indices'],
 };
 
-/** Keys that do not touch the arithmetic. */
-const IGNORED = new Set(['_class_name', '_diffusers_version', '_use_default_values', '_name_or_path', 'timestep_values', 'tensor_format']);
+/** Keys that do not touch the arithmetic, beside diffusers' own notes, which begin with an underscore. */
+const IGNORED = new Set(['timestep_values', 'tensor_format', 'time_shift_type']);
 
 /** Keys of later diffusers versions (and UniPC's solver_p), with the values at which they change nothing here. */
 const NEUTRAL: Record<string, readonly unknown[]> = {
   solver_p: [null],
-  euler_at_final: [false],
-  final_sigmas_type: ['sigma_min'],
-  use_lu_lambdas: [false],
-  use_exponential_sigmas: [false],
-  use_beta_sigmas: [false],
-  use_flow_sigmas: [false],
+  use_lu_lambdas: [false, null],
+  use_exponential_sigmas: [false, null],
+  use_beta_sigmas: [false, null],
+  use_flow_sigmas: [false, null],
+  use_dynamic_shifting: [false, null],
   flow_shift: [1],
+  shift_terminal: [null],
   timestep_type: ['discrete'],
   sigma_min: [null],
   sigma_max: [null],
 };
-
-/** Parses JSON as Python writes it: `Infinity`, `-Infinity` and `NaN` outside strings become numbers. */
-export function parsePythonJson(text: string, file: string): unknown {
-  const words: Record<string, number> = { __Infinity__: Infinity, '__-Infinity__': -Infinity, __NaN__: NaN };
-  const quoted = text.replace(/("(?:[^"\\]|\\.)*")|-?\bInfinity\b|\bNaN\b/g, (match, string?: string) => string ?? `"__${match}__"`);
-  try {
-    return JSON.parse(quoted, (_key, value: unknown) => (typeof value === 'string' && value in words ? words[value] : value));
-  } catch (cause) {
-    throw new BruitError('config', `${file}: not valid JSON: ${(cause as Error).message}`, { cause });
-  }
-}
 
 /**
  * Checks a scheduler_config.json (its text, or the parsed object) and fills in the defaults of its class.
@@ -278,7 +282,12 @@ export function parsePythonJson(text: string, file: string): unknown {
  * @throws BruitError `config` naming the key, its value and what is allowed, for unknown classes and keys, and for values out of range.
  */
 export function parseSchedulerConfig(source: string | object, file = 'scheduler_config.json'): SchedulerConfig {
-  const raw = typeof source === 'string' ? parsePythonJson(source, file) : source;
+  let raw: unknown = source;
+  try {
+    if (typeof source === 'string') raw = parsePythonJson(source);
+  } catch (cause) {
+    throw new BruitError('config', `${file}: not valid JSON: ${(cause as Error).message}`, { cause });
+  }
   check(typeof raw === 'object' && raw !== null && !Array.isArray(raw), 'config', () => `${file}: expected a JSON object`);
   const given = raw as Record<string, unknown>;
   const fail = (key: string, value: unknown, allowed: string): never => {
@@ -288,22 +297,21 @@ export function parseSchedulerConfig(source: string | object, file = 'scheduler_
   if (!schedulerClasses.includes(className)) fail('_class_name', className, schedulerClasses.join(', '));
   const { keys, defaults, allowed } = spec(className);
   const config: SchedulerConfig = { ...DEFAULTS, ...defaults, _class_name: className };
-  const skipped = new Set(['_class_name', ...(Array.isArray(given._use_default_values) ? (given._use_default_values as string[]) : [])]);
+  const skipped = new Set(Array.isArray(given._use_default_values) ? (given._use_default_values as string[]) : []);
   for (const [key, value] of Object.entries(given)) {
-    if (IGNORED.has(key) || skipped.has(key)) continue;
-    if (Object.hasOwn(NEUTRAL, key)) {
-      // Euler's last sigma was always 0, under whichever name.
-      const neutral = key === 'final_sigmas_type' && !keys.includes('solver_order') ? ['zero', 'sigma_min'] : NEUTRAL[key]!;
-      if (!neutral.includes(value)) fail(key, value, `${neutral.map(show).join(', ')} (what it means otherwise is not supported)`);
+    if (key.startsWith('_') || IGNORED.has(key) || skipped.has(key)) continue;
+    const known = COMMON.includes(key as Key) || keys.includes(key as Key);
+    if (!known && Object.hasOwn(NEUTRAL, key)) {
+      if (!NEUTRAL[key]!.includes(value)) fail(key, value, `${NEUTRAL[key]!.map(show).join(', ')} (what it means otherwise is not supported)`);
     } else if (!Object.hasOwn(CHECKS, key)) {
       throw new BruitError('config', `${file}: unknown key ${key} (value ${show(value)}); ${className} knows: ${[...COMMON, ...keys].join(', ')}`);
-    } else if (COMMON.includes(key as Key) || keys.includes(key as Key)) {
+    } else if (known) {
       // Python's None stands for "off" in the optional booleans.
-      const known = value === null && CHECKS[key as Key] === boolean ? false : value;
+      const read = value === null && CHECKS[key as Key] === boolean ? false : value;
       const narrowed = allowed?.[key as Key];
       const [is, what] = narrowed ? oneOf(...narrowed) : CHECKS[key as Key];
-      if (!is(known)) fail(key, value, what);
-      Object.assign(config, { [key]: known });
+      if (!is(read)) fail(key, value, what);
+      Object.assign(config, { [key]: read });
     }
   }
   if ((config.prediction_type as string) === 'original_sample') config.prediction_type = 'sample';
@@ -313,8 +321,11 @@ export function parseSchedulerConfig(source: string | object, file = 'scheduler_
   if (betas && betas.length !== total) fail('trained_betas', `a list of ${betas.length}`, `as many values as num_train_timesteps (${total})`);
   if (className.startsWith('DPMSolver')) {
     if (config.solver_order > 3) fail('solver_order', config.solver_order, '1, 2, 3');
-    if (config.algorithm_type.startsWith('sde') && config.solver_order === 3) fail('solver_order', 3, `1, 2 with algorithm_type "${config.algorithm_type}", which has no third order`);
+    if (config.algorithm_type === 'sde-dpmsolver' && config.solver_order === 3) fail('solver_order', 3, '1, 2 with algorithm_type "sde-dpmsolver", which has no third order');
   }
+  // Without a model value that is an image, the last step is the limit of epsilon over noise 0.
+  const toImage = className === 'UniPCMultistepScheduler' ? config.predict_x0 : config.algorithm_type.endsWith('++');
+  if (keys.includes('solver_order') && config.final_sigmas_type === 'zero' && !toImage) fail('final_sigmas_type', 'zero', '"sigma_min" with solvers that predict epsilon');
   if (className === 'UniPCMultistepScheduler' && config.solver_order > 5) fail('solver_order', config.solver_order, '1, 2, 3, 4, 5');
   return config;
 }
@@ -328,7 +339,9 @@ const show = (value: unknown): string => (typeof value === 'number' ? String(val
 export function convertSchedulerConfig(config: SchedulerConfig, className: SchedulerClass): SchedulerConfig {
   const from = [...COMMON, ...spec(config._class_name).keys];
   const to = [...COMMON, ...spec(className).keys];
-  return parseSchedulerConfig({ ...Object.fromEntries(from.filter((key) => to.includes(key)).map((key) => [key, config[key]])), _class_name: className }, `${config._class_name} as ${className}`);
+  // Nobody chose the end of a class that knows only one.
+  const chosen = (key: Key): boolean => key !== 'final_sigmas_type' || config[key] !== (spec(config._class_name).defaults?.[key] ?? DEFAULTS[key]);
+  return parseSchedulerConfig({ ...Object.fromEntries(from.filter((key) => to.includes(key) && chosen(key)).map((key) => [key, config[key]])), _class_name: className }, `${config._class_name} as ${className}`);
 }
 
 /** The betas and their products, as diffusers' scheduler holds them. */
@@ -336,8 +349,12 @@ export function noiseTables(config: SchedulerConfig): NoiseTables {
   const named = config.trained_betas
     ? Float32Array.from(config.trained_betas)
     : makeBetas(config.beta_schedule, config.num_train_timesteps, config.beta_start, config.beta_end);
-  const betas = config.rescale_betas_zero_snr ? rescaleZeroTerminalSnr(named) : named;
-  return { betas, alphasCumprod: alphasCumprod(betas) };
+  if (!config.rescale_betas_zero_snr) return { betas: named, alphasCumprod: alphasCumprod(named) };
+  const betas = rescaleZeroTerminalSnr(named);
+  const bars = alphasCumprod(betas);
+  // Samplers that count in sigma or log-SNR stay just short of the infinite ones.
+  if (/^(Euler|DPMSolver|UniPC)/.test(config._class_name)) bars[bars.length - 1] = 2 ** -24;
+  return { betas, alphasCumprod: bars };
 }
 
 /**

@@ -95,6 +95,9 @@ export function karrasSigmas(first: number, last: number, count: number): Float6
   return linspace(0, 1, count).map((ramp) => (a + ramp * (b - a)) ** rho);
 }
 
+/** `count` sigmas from `first` to `last`, evenly spaced in their logarithm. f64. */
+export const exponentialSigmas = (first: number, last: number, count: number): Float64Array => linspace(Math.log(first), Math.log(last), count).map(Math.exp);
+
 /** Linear interpolation of a table at a fractional index, clamped at its ends (numpy.interp over 0, 1, 2, ...). */
 export function interpolate(table: ArrayLike<number>, at: number): number {
   const index = Math.min(Math.max(at, 0), table.length - 1);
@@ -128,13 +131,14 @@ export function trailingTimesteps(total: number, count: number, end = total): nu
 /**
  * Time steps, descending, of the samplers that divide [0, T) into `count` parts ("Common Diffusion Noise Schedules…", table 2).
  * @param rounded linspace only: integers (DDPM, DDIM, PNDM) or float32 fractions (those that work on sigmas).
- * @throws BruitError `config` where a time step would fall outside the schedule.
+ * @throws BruitError `config` where a time step would fall outside the schedule, but for fractions.
  */
 export function spacedTimesteps(spacing: TimestepSpacing, total: number, count: number, offset: number, rounded: boolean): number[] {
   if (spacing === 'linspace') return Array.from(linspace(0, total - 1, count), (t) => (rounded ? roundHalfEven(t) : f32(t))).reverse();
   checkStepCount(total, count);
   if (spacing === 'trailing') return trailingTimesteps(total, count);
-  return leading(Math.floor(total / count), count, offset, total);
+  // Sigmas are interpolated, and beyond the table its last; tables indexed by time steps have nothing there.
+  return leading(Math.floor(total / count), count, offset, rounded ? total : Infinity);
 }
 
 /**

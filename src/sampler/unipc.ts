@@ -52,7 +52,8 @@ export function unipc(config: SchedulerConfig, tables: NoiseTables, { numInferen
     const corrects = i > begin && !config.disable_corrector.includes(i - 1);
     const sample = corrects ? update(i - 1, timestep, slot(LAST), history(i - 1, order), value) : SAMPLE;
     order = Math.min(maxOrder, Math.max(1, i - begin + 1), lower_order_final ? timesteps.length - i : maxOrder);
-    const next = update(i, timesteps[i + 1] ?? 0, sample, [value, ...history(i - 1, order - 1)]);
+    const toImage = config.final_sigmas_type === 'zero' && i === timesteps.length - 1;
+    const next = toImage ? value : update(i, timesteps[i + 1] ?? 0, sample, [value, ...history(i - 1, order - 1)]);
     return { timestep, predX0, next, store: [{ slot: LAST, value: sample }, { slot: 1 + (i % maxOrder), value }] };
   });
   return finishProgram(config._class_name, drafts, { sigmas, bound, begin });

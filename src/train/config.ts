@@ -7,6 +7,7 @@ import { parseTransformer2DConfig, type Transformer2DConfig } from '../model/tra
 import { parseUNet2DConfig, type UNet2DConfig } from '../model/unet2d';
 import { parseUNet2DConditionConfig, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { parseSchedulerConfig, type SchedulerConfig } from '../sampler/scheduler_config';
+import { lossKinds } from './loss';
 import { learningRates, lrSchedulerTypes, type LrSchedulerType } from './lr_schedule';
 import type { OptimizerConfig } from './step';
 
@@ -96,6 +97,8 @@ export interface TrainConfig {
   readonly emaDecay: number;
   /** Probability of training without the label (its embedding is then the model's last one), or with the empty prompt. */
   readonly conditionDropout: number;
+  readonly loss: (typeof lossKinds)[number];
+  readonly huberDelta: number;
   readonly minSnrGamma: number | undefined;
   readonly vlbWeight: number | undefined;
   readonly mixedPrecision: boolean;
@@ -190,6 +193,8 @@ export function parseTrainConfig(json: unknown, file: string, pretrained: Pretra
     },
     emaDecay: t.number('ema_decay', 0.9999),
     conditionDropout: t.number('condition_dropout', 0),
+    loss: t.choice('loss', lossKinds, 'mse'),
+    huberDelta: t.number('huber_delta', 1),
     minSnrGamma: gamma > 0 ? gamma : undefined,
     vlbWeight: vlb > 0 ? vlb : undefined,
     mixedPrecision: t.boolean('mixed_precision', false),
@@ -234,9 +239,11 @@ function findContradiction(c: TrainConfig, pretrained: PretrainedComponents, giv
   const { kind } = model;
   const train = (message: string): string => `train: ${message}`;
   if (c.conditionDropout < 0 || c.conditionDropout >= 1) return train(`condition_dropout ${c.conditionDropout} is not in [0, 1)`);
+  if (c.huberDelta <= 0) return train(`huber_delta ${c.huberDelta} is not above 0`);
+  if (c.loss !== 'huber' && given('huber_delta')) return train('huber_delta is for loss "huber"');
 
   if (kind === 'AutoencoderKL') {
-    const other = given('text_encoder', 'tokenizer', 'vae', 'scheduler', 'condition_dropout', 'min_snr_gamma', 'vlb_weight', 'cache_latents', 'train_text_encoder', 'sample_every');
+    const other = given('text_encoder', 'tokenizer', 'vae', 'scheduler', 'condition_dropout', 'loss', 'huber_delta', 'min_snr_gamma', 'vlb_weight', 'cache_latents', 'train_text_encoder', 'sample_every');
     if (other) return `"${other}" has no meaning where an AutoencoderKL is trained: its loss is that of the reconstruction and of the KL divergence`;
     if (model.config.in_channels !== model.config.out_channels) return `model: in_channels ${model.config.in_channels} and out_channels ${model.config.out_channels} must be equal, since the image is compared with its reconstruction`;
     if (c.klWeight < 0) return train(`kl_weight ${c.klWeight} is negative`);

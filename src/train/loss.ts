@@ -2,6 +2,7 @@
 import type { Tensor } from '../engine/graph';
 import { BruitError } from '../engine/errors';
 import { slice } from '../engine/ops/copy';
+import { huberLoss, l1Loss, mseLoss } from '../engine/ops/losses';
 import { gatherRows } from '../engine/ops/gather_rows';
 import { add, cast, clamp, detach, exp, less, log, mul, scale, shift, square, sub, tanh, where } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
@@ -9,8 +10,14 @@ import { mean } from '../engine/ops/sum';
 import type { DiffusionProcess } from '../sampler/diffusion_process';
 import type { PredictionType } from '../sampler/prediction';
 
+export const lossKinds = ['mse', 'l1', 'huber'] as const;
+
 export interface LossConfig {
   readonly predictionType: PredictionType;
+  /** What is taken of the difference to the target: its square (default), its magnitude, or torch's Huber loss. */
+  readonly kind?: (typeof lossKinds)[number];
+  /** Where "huber" turns from the square's half to the magnitude (torch.nn.functional.huber_loss' delta); 1 by default. */
+  readonly huberDelta?: number;
   /** min-SNR-γ (Hang et al. 2023): the loss of x0 is weighted by min(SNR, γ), that of ε by min(SNR, γ)/SNR, that of v by min(SNR, γ)/(SNR+1). */
   readonly minSnrGamma?: number;
   /** λ of L_simple + λ·L_vlb (Nichol & Dhariwal 2021, eq. 16); the model then predicts 2C channels. */
@@ -86,7 +93,8 @@ export interface DiffusionLoss {
   readonly loss: Tensor;
   /** [N] each. */
   readonly perSample: Tensor;
-  readonly mse: Tensor;
+  /** Before any weight. */
+  readonly simple: Tensor;
   readonly vlb: Tensor | undefined;
   readonly hybrid: HybridTerms | undefined;
 }
@@ -105,13 +113,14 @@ export function diffusionLoss(c: StepCoefficients, config: LossConfig, { x0, noi
   const learned = output.shape[1] === 2 * channels;
   if (!learned && output.shape[1] !== channels) throw new BruitError('shape', `the model returns ${output.shape[1]} channels for images of ${channels}: it must return ${channels}, or ${2 * channels} with a learned variance`);
   const prediction = learned ? slice(output, 1, 0, channels) : output;
-  const mse = flatMean(square(sub(prediction, lossTarget(c, config, x0, noise))));
-  const weighted = config.minSnrGamma === undefined ? mse : mul(mse, reshape(c.get('weight'), [-1]));
-  if (config.vlbWeight === undefined) return { loss: reshape(mean(weighted), [1]), perSample: weighted, mse, vlb: undefined, hybrid: undefined };
+  const target = lossTarget(c, config, x0, noise);
+  const simple = config.kind === 'l1' ? l1Loss(prediction, target, 'none') : config.kind === 'huber' ? huberLoss(prediction, target, config.huberDelta, 'none') : mseLoss(prediction, target, 'none');
+  const weighted = config.minSnrGamma === undefined ? simple : mul(simple, reshape(c.get('weight'), [-1]));
+  if (config.vlbWeight === undefined) return { loss: reshape(mean(weighted), [1]), perSample: weighted, simple, vlb: undefined, hybrid: undefined };
   if (!learned) throw new BruitError('config', `the hybrid loss needs a model with ${2 * channels} output channels, this one has ${output.shape[1]}`);
   const { vlb, hybrid } = variationalBound(c, { x0, xt, prediction: detach(prediction), v: slice(output, 1, channels, channels) });
   const perSample = add(weighted, scale(vlb, config.vlbWeight));
-  return { loss: reshape(mean(perSample), [1]), perSample, mse, vlb, hybrid };
+  return { loss: reshape(mean(perSample), [1]), perSample, simple, vlb, hybrid };
 }
 
 /** Φ(x) by the tanh approximation that improved-diffusion uses. */

@@ -118,6 +118,12 @@ export class Trainer {
     }
   }
 
+  /** [C,H,W] of the images. */
+  get imageShape(): readonly [number, number, number] {
+    const [, channels, height, width] = this.step.config.batch;
+    return [channels, height, width];
+  }
+
   /** Optimizer steps done so far. */
   get stepsDone(): number {
     return this.done;
@@ -238,6 +244,8 @@ function buildForward(config: TrainConfig, text: Trainer['text']): BuildForward 
     process: new DiffusionProcess(betas, alphasCumprod),
     loss: {
       predictionType: config.scheduler.prediction_type,
+      kind: config.loss,
+      huberDelta: config.huberDelta,
       ...(config.minSnrGamma !== undefined && { minSnrGamma: config.minSnrGamma }),
       ...(config.vlbWeight !== undefined && { vlbWeight: config.vlbWeight }),
     },

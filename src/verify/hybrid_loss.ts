@@ -70,7 +70,7 @@ export async function verifyHybridLoss(report: CaseReport, engine: Engine, folde
     const { predX0, mean, logVariance } = terms.hybrid!;
     const channels = x0.shape[1]!;
     const [gradient, vlbGradient] = [gradients(terms.loss, [output])[0]!, gradients(reshape(total(vlb), [1]), [output])[0]!];
-    const values: Record<string, Tensor> = { xt, pred_xstart: predX0, p_mean: mean, p_log_variance: logVariance, mse_per_sample: terms.mse, vb_per_sample: vlb, loss_per_sample: terms.perSample, loss: terms.loss };
+    const values: Record<string, Tensor> = { xt, pred_xstart: predX0, p_mean: mean, p_log_variance: logVariance, mse_per_sample: terms.simple, vb_per_sample: vlb, loss_per_sample: terms.perSample, loss: terms.loss };
     const varianceGradient = slice(vlbGradient, 1, channels, channels);
     const program = await compile(engine, graph, { outputs: [...Object.values(values), gradient, varianceGradient], label: `hybrid loss ${name}` });
     try {

@@ -154,7 +154,7 @@ async function compareStep(report: CaseReport, step: TrainingStep, terms: LossTe
   await check(`${n}.snr`, () => own.snr, tolerances.trajectory);
   await check(`${n}.weight`, () => own.weight, tolerances.trajectory);
   await check(`${n}.prediction`, () => prediction, tolerances.model);
-  await check(`${n}.loss_per_sample`, () => own.mse, tolerances.loss);
+  await check(`${n}.loss_per_sample`, () => own.simple, tolerances.loss);
   await check(`${n}.loss`, () => step.read(values.loss), tolerances.loss);
   const { gradNorm, learningRate } = (await step.metrics(n))[0]!;
   await check(`${n}.grad_norm`, () => Float32Array.of(gradNorm), tolerances.gradient);
@@ -202,7 +202,7 @@ class LossTerms {
   private constructor(
     private readonly program: Awaited<ReturnType<typeof compile>>,
     private readonly leaves: Readonly<Record<'x0' | 'noise' | 'xt' | 'prediction' | 't', Tensor>>,
-    private readonly outputs: Readonly<Record<'target' | 'weight' | 'mse', Tensor>>,
+    private readonly outputs: Readonly<Record<'target' | 'weight' | 'simple', Tensor>>,
     private readonly process: DiffusionProcess,
   ) {}
 
@@ -210,9 +210,9 @@ class LossTerms {
     const graph = new Graph();
     const leaves = { x0: graph.input('x0', batch), noise: graph.input('noise', batch), xt: graph.input('xt', batch), prediction: graph.input('prediction', output), t: graph.input('t', [batch[0]!], 'i32') };
     const coefficients = new StepCoefficients(process, config, leaves.t);
-    const { mse } = diffusionLoss(coefficients, config, { ...leaves, output: leaves.prediction });
+    const { simple } = diffusionLoss(coefficients, config, { ...leaves, output: leaves.prediction });
     // Where the target is a draw itself, a copy of it.
-    const outputs = { target: scale(lossTarget(coefficients, config, leaves.x0, leaves.noise), 1), weight: reshape(coefficients.get('weight'), [-1]), mse };
+    const outputs = { target: scale(lossTarget(coefficients, config, leaves.x0, leaves.noise), 1), weight: reshape(coefficients.get('weight'), [-1]), simple };
     return new LossTerms(await compile(engine, graph, { outputs: Object.values(outputs), label: 'loss terms' }), leaves, outputs, process);
   }
 
@@ -220,8 +220,8 @@ class LossTerms {
     for (const [name, data] of Object.entries(values)) this.program.write(this.leaves[name as keyof typeof values], data);
     this.program.write(this.leaves.t, t);
     this.program.run();
-    const { target, weight, mse } = this.outputs;
-    return { target: await this.program.read(target), weight: await this.program.read(weight), mse: await this.program.read(mse), snr: Float32Array.from(t, (step) => this.process.snr(step)) };
+    const { target, weight, simple } = this.outputs;
+    return { target: await this.program.read(target), weight: await this.program.read(weight), simple: await this.program.read(simple), snr: Float32Array.from(t, (step) => this.process.snr(step)) };
   }
 
   destroy(): void {

@@ -59,7 +59,7 @@ test('image, mask, ControlNets, LoRA and weights of words together', { timeout: 
 
 test.each([
   ['pipeline_lcm_tiny', [], undefined],
-  ['pipeline_unclip_tiny', ['--prompt', 'a fox', '--prior-num-inference-steps', '1', '--decoder-num-inference-steps', '1', '--super-res-num-inference-steps', '2'], [1, 3, 32, 32]],
+  ['pipeline_unclip_tiny', ['--prompt', 'a fox', '--prior-num-inference-steps', '2', '--decoder-num-inference-steps', '2', '--super-res-num-inference-steps', '2'], [1, 3, 32, 32]],
   ['pipeline_if_tiny/stage1', ['--prompt', 'a fox', '--steps', '2', '--super-resolution', goldenPath('pipeline_if_tiny', 'stage2'), '--super-res-num-inference-steps', '2'], [1, 3, 32, 32]],
 ] as const)('%s', { timeout: 120_000 }, async (model, args, shape) => {
   // Its record shares the text encoder and the autoencoder of another: by itself the folder is incomplete, which is said.

@@ -30,6 +30,8 @@ describe('a fit', () => {
     const expected = model({ 'shared.weight': [3] });
     const [first, second, both] = await Promise.all([store({ 'shared.weight': [3] }), store({ 'encoder.embed_tokens.weight': [3] }), store({ 'encoder.embed_tokens.weight': [3], 'shared.weight': [3], 'text_model.embeddings.position_ids': [1, 77] })]);
     expect([first, second, both].map((file) => matchCheckpoint(file, expected).get('shared.weight'))).toEqual(['shared.weight', 'encoder.embed_tokens.weight', 'shared.weight']);
+    const fourier = await Promise.all([store({ 'time_proj.W': [3], 'time_proj.weight': [3] }), store({ 'time_proj.W': [3] })]);
+    expect(fourier.map((file) => matchCheckpoint(file, model({ 'time_proj.weight': [3] })).get('time_proj.weight'))).toEqual(['time_proj.weight', 'time_proj.W']);
   });
 });
 

@@ -6,6 +6,7 @@ import type { ModelContext } from '../../src/model/layers';
 import { Parameters } from '../../src/model/parameters';
 import { parsePriorTransformerConfig } from '../../src/model/prior_transformer';
 import { parseTransformer2DConfig } from '../../src/model/transformer2d';
+import { parseUNet2DConfig, unet2d, unet2dInputs } from '../../src/model/unet2d';
 import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type ConditionSizes } from '../../src/model/unet2d_condition';
 
 const small = {
@@ -18,6 +19,16 @@ const small = {
   cross_attention_dim: 32,
 };
 const simple = { ...small, down_block_types: ['ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'], up_block_types: ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'], mid_block_type: 'UNetMidBlock2DSimpleCrossAttn' };
+/** As the latent upscaler has it. */
+const k = {
+  ...small,
+  block_out_channels: [32, 64, 64],
+  down_block_types: ['KDownBlock2D', 'KCrossAttnDownBlock2D', 'KCrossAttnDownBlock2D'],
+  up_block_types: ['KCrossAttnUpBlock2D', 'KCrossAttnUpBlock2D', 'KUpBlock2D'],
+  norm_num_groups: null,
+  mid_block_type: null,
+  time_embedding_dim: 64,
+};
 const context = (): ModelContext => {
   const graph = new Graph();
   return { graph, parameters: new Parameters(graph) };
@@ -58,6 +69,25 @@ const variants: Readonly<Record<string, readonly [config: object, sizes: Partial
   'a guidance embedding that is not given still has weights': [{ ...small, time_cond_proj_dim: 6 }, {}, { 'time_embedding.cond_proj.weight': '[8,6]' }],
   'Kandinsky 2.1': [{ ...simple, encoder_hid_dim: 20, encoder_hid_dim_type: 'text_image_proj', addition_embed_type: 'text_image' }, { textEmbeds: 32 }, { 'encoder_hid_proj.image_embeds.weight': '[320,32]', 'encoder_hid_proj.text_proj.weight': '[32,20]', 'add_embedding.text_norm.weight': '[32]', 'add_embedding.image_proj.weight': '[32,32]' }],
   'Kandinsky 2.2 with a hint': [{ ...simple, in_channels: 8, encoder_hid_dim: 20, encoder_hid_dim_type: 'image_proj', addition_embed_type: 'image_hint' }, {}, { 'encoder_hid_proj.image_embeds.weight': '[1024,20]', 'encoder_hid_proj.norm.weight': '[32]', 'add_embedding.input_hint_block.14.weight': '[4,256,3,3]', 'conv_in.weight': '[8,8,3,3]' }],
+  'K blocks: attention over the pixels in the innermost blocks alone, one residual block less on the way up': [
+    k,
+    {},
+    {
+      'down_blocks.0.resnets.0.norm1.linear.weight': '[64,64]',
+      'down_blocks.1.resnets.0.conv_shortcut.bias': null,
+      'down_blocks.1.attentions.0.attn1.to_q.weight': null,
+      'down_blocks.2.attentions.0.attn1.to_q.bias': '[64]',
+      'down_blocks.2.attentions.0.attn2.norm_cross.weight': '[32]',
+      'up_blocks.0.attentions.0.norm1.linear.weight': '[128,64]',
+      'up_blocks.1.resnets.0.conv1.weight': '[64,128,3,3]',
+      'up_blocks.1.resnets.0.conv2.weight': '[32,64,3,3]',
+      'up_blocks.1.resnets.0.conv_shortcut.weight': '[32,128,1,1]',
+      'up_blocks.1.attentions.0.attn2.to_q.weight': '[32,32]',
+      'up_blocks.2.resnets.1.conv1.weight': null,
+      'conv_norm_out.weight': null,
+    },
+  ],
+  'norms by the time embedding': [{ ...small, resnet_time_scale_shift: 'ada_group' }, {}, { 'mid_block.resnets.0.norm2.linear.weight': '[32,32]', 'mid_block.resnets.0.norm2.weight': null, 'mid_block.resnets.0.time_emb_proj.weight': null, 'conv_norm_out.weight': '[8]' }],
   'wide outer convolutions': [{ ...small, conv_in_kernel: 5, conv_out_kernel: 1 }, {}, { 'conv_in.weight': '[8,4,5,5]', 'conv_out.weight': '[4,8,1,1]' }],
 };
 
@@ -71,6 +101,19 @@ describe('UNet2DConditionModel', () => {
   test('inputs that a config asks for', () => {
     expect(build(variants['Kandinsky 2.2 with a hint']![0]).leaves).toEqual(['sample [2,4,8,12]', 'timestep [2]', 'image_embeds [2,20]', 'hint [2,3,64,96]']);
     expect(build({ ...simple, class_embed_type: 'identity' }, { encoderAttentionMask: true, attentionMask: 5 }).leaves).toEqual(['sample [2,4,8,12]', 'timestep [2]', 'encoder_hidden_states [2,5,32]', 'class_labels [2,32]', 'attention_mask [2,5]', 'encoder_attention_mask [2,5]']);
+  });
+
+  test('UNet2DModel without norm_num_groups: the middle block goes by its own width, as the last norm does', () => {
+    const ctx = context();
+    const config = parseUNet2DConfig({ block_out_channels: [32, 64], down_block_types: ['KDownBlock2D', 'KDownBlock2D'], up_block_types: ['KUpBlock2D', 'KUpBlock2D'], layers_per_block: 1, norm_num_groups: null });
+    expect(unet2d(ctx, config, unet2dInputs(ctx, config, [1, 8, 8])).shape).toEqual([1, 3, 8, 8]);
+    const groups = new Map(ctx.graph.nodes.filter((n) => n.op.name === 'group_norm').map((n) => [n.path, (n.attrs as { groups: number }).groups]));
+    expect(Object.fromEntries(['down_blocks.1.resnets.0.norm1', 'mid_block.resnets.0.norm1', 'mid_block.attentions.0.group_norm', 'conv_norm_out'].map((path) => [path, groups.get(path)]))).toEqual({
+      'down_blocks.1.resnets.0.norm1': 1,
+      'mid_block.resnets.0.norm1': 16,
+      'mid_block.attentions.0.group_norm': 16,
+      conv_norm_out: 8,
+    });
   });
 
   test('odd sizes come back', () => expect(build(small, { sample: [1, 7, 9] }).shape).toEqual([1, 4, 7, 9]));
@@ -120,14 +163,19 @@ describe('UNet2DConditionModel', () => {
       }),
       'patches that do not divide': message(() => parseTransformer2DConfig({ in_channels: 4, patch_size: 3, sample_size: 8, norm_type: 'ada_norm_zero', num_embeds_ada_norm: 5 })),
       'ada_norm': message(() => parseTransformer2DConfig({ in_channels: 4, num_embeds_ada_norm: 5 })),
+      'no groups': parse({ norm_num_groups: null }),
+      'K blocks of widths that do not go together': message(() => build({ ...k, time_embedding_dim: 32 })),
+      'an image of one row among K blocks': message(() => build(k, { sample: [1, 2, 8] })),
       'an unknown token': message(() => parsePriorTransformerConfig({ added_emb_type: 'cls' })),
     }).toMatchInlineSnapshot(`
       {
+        "K blocks of widths that do not go together": "up_blocks.0: KCrossAttnUpBlock2D takes 128 channels here, skip connection included, but is given 64: block_out_channels, time_embedding_dim and the types of the blocks do not go together",
         "a ControlNet of another depth": "UNet2DConditionModel: 0 residuals of a ControlNet for 4 skip connections: the two were not made for each other",
         "a block of the wrong family": "config.json: "down_block_types" holds "AttnDownBlock2D", known are DownBlock2D, ResnetDownsampleBlock2D, CrossAttnDownBlock2D, SimpleCrossAttnDownBlock2D, KDownBlock2D, KCrossAttnDownBlock2D",
         "a projection of nothing": "config.json: encoder_hid_dim_type "text_proj" needs encoder_hid_dim",
         "a small control image": "ControlNetModel: controlnet_cond [1,3,8,8] must be [1, 3, 64, 64] (8 times the sample's height and width)",
         "ada_norm": "config.json: num_embeds_ada_norm without norm_type "ada_norm_zero" means "ada_norm" in diffusers, which is not supported",
+        "an image of one row among K blocks": "down_blocks.1.downsamplers.0: an image of [1,1,4,64] [N,H,W,C] is too small to be resampled: it needs two rows and columns to mirror",
         "an odd size where residual blocks resample": "up_blocks.1: features of 6x8 meet a skip connection of 7x8: this U-Net wants heights and widths that divide by two at each of its resolutions",
         "an unknown activation": "timestep_post_act "snake" is unknown; known are silu, swish, mish, gelu, relu, quick_gelu, gelu_new, gelu_pytorch_tanh",
         "an unknown entry": "config.json: unknown entry "norm_groups"",
@@ -137,6 +185,7 @@ describe('UNet2DConditionModel', () => {
         "half a projection": "config.json: class_embed_type "projection" needs projection_class_embeddings_input_dim",
         "half an addition": "config.json: addition_embed_type "text_time" needs projection_class_embeddings_input_dim",
         "lists of another length": "config.json: "attention_head_dim" is [1,2,3], but must be a positive integer, or a list of 2 (one for each of block_out_channels)",
+        "no groups": "config.json: norm_num_groups is null, but not all blocks are K blocks, which alone do without it",
         "no text": "down_blocks.0.attentions.0 attends to the text, but no encoder_hidden_states were given",
         "number of heads": "config.json: "num_attention_heads" is 8: diffusers refuses it here, because attention_head_dim holds the number of heads for historical reasons: give that",
         "patches that do not divide": "config.json: sample_size 8 does not divide into patches of 3",

@@ -319,7 +319,9 @@ describe('scheduler_config.json', () => {
     [{ _class_name: 'PNDMScheduler', prediction_type: 'sample' }, /prediction_type is "sample"; allowed: "epsilon", "v_prediction"/],
     [{ _class_name: 'DDPMScheduler', trained_betas: [0.1, 0.2] }, /trained_betas is .*num_train_timesteps \(1000\)/],
     [{ _class_name: 'DPMSolverMultistepScheduler', solver_order: 4 }, /solver_order is 4; allowed: 1, 2, 3/],
-    [{ _class_name: 'DPMSolverMultistepScheduler', solver_order: 3, algorithm_type: 'sde-dpmsolver++' }, /solver_order is 3; allowed: 1, 2 with/],
+    [{ _class_name: 'DPMSolverMultistepScheduler', solver_order: 3, algorithm_type: 'sde-dpmsolver' }, /solver_order is 3; allowed: 1, 2 with/],
+    [{ _class_name: 'DPMSolverMultistepScheduler', algorithm_type: 'dpmsolver', final_sigmas_type: 'zero' }, /final_sigmas_type is "zero"; allowed: "sigma_min" with/],
+    [{ _class_name: 'UniPCMultistepScheduler', use_exponential_sigmas: true }, /use_exponential_sigmas is true; allowed: false/],
     [{ _class_name: 'EulerDiscreteScheduler', use_beta_sigmas: true }, /use_beta_sigmas is true; allowed: false/],
     ['{"_class_name": "DDPMScheduler",', /not valid JSON/],
     ['[]', /expected a JSON object/],
@@ -330,7 +332,7 @@ describe('scheduler_config.json', () => {
     expect(codeOf(() => createSampler({ _class_name: 'DDPMScheduler' }, { numInferenceSteps: 2000 }))).toMatch(/^config: numInferenceSteps is 2000/);
     expect(codeOf(() => createSampler({ _class_name: 'DDPMScheduler' }, {}))).toMatch(/^config: numInferenceSteps is missing/);
     expect(codeOf(() => createSampler({ _class_name: 'PNDMScheduler' }, { numInferenceSteps: 3 }))).toMatch(/^config: numInferenceSteps is 3/);
-    expect(codeOf(() => createSampler({ _class_name: 'DDIMScheduler', rescale_betas_zero_snr: true, timestep_spacing: 'trailing' }, { numInferenceSteps: 5 }))).toMatch(/^config: .*timestep 999.*prediction type/);
+    expect(codeOf(() => createSampler({ _class_name: 'DDIMScheduler', rescale_betas_zero_snr: true, timestep_spacing: 'trailing', clip_sample: false }, { numInferenceSteps: 5 }))).toMatch(/^config: .*timestep 999.*prediction type/);
   });
 
   test('keys of other classes are accepted and do nothing, as in diffusers', () => {
@@ -338,9 +340,103 @@ describe('scheduler_config.json', () => {
     expect(createSampler({ _class_name: 'DDIMScheduler', skip_prk_steps: true, solver_order: 3 }, { numInferenceSteps: 7 })).toEqual(plain);
   });
 
+  test("diffusers' notes are no keys, and what later versions add may be off", () => {
+    const plain = parseSchedulerConfig({ _class_name: 'UniPCMultistepScheduler' });
+    expect(parseSchedulerConfig({ _class_name: 'UniPCMultistepScheduler', _commit_hash: 'a', use_beta_sigmas: false, use_dynamic_shifting: false, time_shift_type: 'exponential', shift_terminal: null, flow_shift: 1.0 })).toEqual(plain);
+  });
+
+  test('an end that nobody chose is not carried to another class', () => {
+    const convert = (extra: object) => convertSchedulerConfig(parseSchedulerConfig({ _class_name: 'DPMSolverMultistepScheduler', ...extra }), 'EulerDiscreteScheduler').final_sigmas_type;
+    expect(convert({})).toBe('zero');
+    expect(convert({ final_sigmas_type: 'zero' })).toBe('zero');
+  });
+
   test('conversion keeps what both classes know', () => {
     const ddim = convertSchedulerConfig(parseSchedulerConfig({ _class_name: 'DDPMScheduler', beta_schedule: 'sigmoid', prediction_type: 'v_prediction', clip_sample: false, variance_type: 'learned' }), 'DDIMScheduler');
     expect(ddim).toMatchObject({ _class_name: 'DDIMScheduler', beta_schedule: 'sigmoid', prediction_type: 'v_prediction', clip_sample: false, variance_type: null, set_alpha_to_one: true });
+  });
+});
+
+describe('options of later diffusers versions', () => {
+  test.each([
+    ['DPMSolverMultistepScheduler', { solver_order: 3 }, 20],
+    ['DPMSolverMultistepScheduler', { algorithm_type: 'sde-dpmsolver++' }, 7],
+    ['DPMSolverSinglestepScheduler', { solver_order: 2 }, 8],
+    ['UniPCMultistepScheduler', { solver_order: 3, lower_order_final: false }, 6],
+  ])('%s %j: a last step to noise 0 gives the predicted x0', (_class_name, options, numInferenceSteps) => {
+    const [zero, plain] = ['zero', 'sigma_min'].map((final_sigmas_type) => createSampler({ _class_name, ...options, final_sigmas_type }, { numInferenceSteps }).steps);
+    expect(zero!.at(-1)!.next).toEqual(zero!.at(-1)!.predX0);
+    expect(zero!.slice(0, -1)).toEqual(plain!.slice(0, -1));
+    expect(plain).toEqual(createSampler({ _class_name, ...options }, { numInferenceSteps }).steps);
+  });
+
+  test('euler_at_final: the last step reads no history', () => {
+    const last = (euler_at_final: boolean) => createSampler({ _class_name: 'DPMSolverMultistepScheduler', euler_at_final, lower_order_final: false }, { numInferenceSteps: 20 }).steps.at(-1)!.next.slice(4);
+    expect(last(true).every((c) => c === 0)).toBe(true);
+    expect(last(false).some((c) => c !== 0)).toBe(true);
+  });
+
+  test('exponential sigmas have one ratio, and Euler may end at the smallest of the process', () => {
+    const config = { _class_name: 'EulerDiscreteScheduler', use_exponential_sigmas: true, final_sigmas_type: 'sigma_min' };
+    const sigmas = createSampler(config, { numInferenceSteps: 6 }).sigmas!;
+    const ratio = sigmas[1]! / sigmas[0]!;
+    for (let i = 1; i < 6; i++) expect(sigmas[i]! / sigmas[i - 1]!).toBeCloseTo(ratio, 5);
+    const bar = noiseTables(parseSchedulerConfig(config)).alphasCumprod[0]!;
+    expect(sigmas[6]).toBeCloseTo(Math.sqrt((1 - bar) / bar), 6);
+  });
+
+  test('zero terminal SNR stays finite in sigma', () => {
+    const config = { rescale_betas_zero_snr: true, timestep_spacing: 'trailing', prediction_type: 'v_prediction' };
+    expect(createSampler({ _class_name: 'EulerDiscreteScheduler', ...config }, { numInferenceSteps: 5 }).sigmas![0]).toBeCloseTo(Math.sqrt(2 ** 24 - 1), 2);
+    for (const _class_name of ['EulerAncestralDiscreteScheduler', 'DPMSolverMultistepScheduler', 'UniPCMultistepScheduler', 'DDPMScheduler']) expect(createSampler({ _class_name, ...config }, { numInferenceSteps: 5 }).timesteps[0]).toBe(999);
+  });
+
+  test('third order of sde-dpmsolver++', () => {
+    const config = { _class_name: 'DPMSolverMultistepScheduler', algorithm_type: 'sde-dpmsolver++', solver_order: 3, prediction_type: 'sample' };
+    const { steps, timesteps } = createSampler(config, { numInferenceSteps: 20 });
+    const bars = noiseTables(parseSchedulerConfig(config)).alphasCumprod;
+    const i = 10;
+    const [s2, s1, s0, t] = timesteps.slice(i - 2, i + 2).map((at) => ({ alpha: Math.sqrt(bars[at]!), sigma: Math.sqrt(1 - bars[at]!) })) as [Point, Point, Point, Point];
+    const lambda = (p: Point) => Math.log(p.alpha / p.sigma);
+    const h = lambda(t) - lambda(s0);
+    const [r0, r1] = [(lambda(s0) - lambda(s1)) / h, (lambda(s1) - lambda(s2)) / h];
+    // x0 values now, one and two steps before, as the integral of a parabola through them.
+    const [m0, m1, m2] = [0.3, -0.7, 1.1] as const;
+    const [d10, d11] = [(m0 - m1) / r0, (m1 - m2) / r1];
+    const [d1, d2] = [d10 + (r0 / (r0 + r1)) * (d10 - d11), (d10 - d11) / (r0 + r1)];
+    const e = 1 - Math.exp(-2 * h);
+    const expected = t.alpha * (e * m0 + (e / (-2 * h) + 1) * d1 + ((e - 2 * h) / (4 * h * h) - 0.5) * d2);
+    const { next, store } = steps[i]!;
+    const slots = [m2, m1];
+    const [written] = store.map((x) => x.slot) as [number];
+    const value = next[1]! * m0 + next[2]! * m0 + slots.reduce((sum, m, back) => sum + next[4 + ((written + back) % 2)]! * m, 0);
+    expect(value).toBeCloseTo(expected, 5);
+    expect(next[0]).toBeCloseTo((t.sigma / s0.sigma) * Math.exp(-h), 6);
+    expect(next[3]).toBeCloseTo(t.sigma * Math.sqrt(e), 6);
+  });
+});
+
+interface Point {
+  alpha: number;
+  sigma: number;
+}
+
+describe('ends of the schedule', () => {
+  test.each(['DDIMScheduler', 'DDPMScheduler'])('%s: at pure noise an epsilon model gives a bounded x0 by its sign', (_class_name) => {
+    const program = createSampler({ _class_name, rescale_betas_zero_snr: true, timestep_spacing: 'trailing', clip_sample_range: 2 }, { numInferenceSteps: 5 });
+    const [first] = program.steps;
+    const noises = Array.from({ length: program.noiseDraws }, () => new Float64Array(2));
+    const seen: Float64Array[] = [];
+    runProgramReference(program, [1.5, -0.2], 1, () => [0.5, 0.4], noises, ({ x0 }) => void seen.push(x0.slice()));
+    expect(first!.timestep).toBe(999);
+    expect([...seen[0]!]).toEqual([2, -2]);
+    expect(packProgram(program).every(Number.isFinite)).toBe(true);
+  });
+
+  test('sigmas beyond the table are its last', () => {
+    const { timesteps, sigmas } = createSampler({ _class_name: 'EulerDiscreteScheduler', timestep_spacing: 'leading', steps_offset: 1 }, { numInferenceSteps: 1000 });
+    expect(timesteps.slice(0, 2)).toEqual([1000, 999]);
+    expect(sigmas![0]).toBe(sigmas![1]);
   });
 });
 

@@ -112,7 +112,8 @@ const layer = rowNorm({
   gradDoc: '(dx, dgamma, dbeta), or (dx) alone, of layer_norm from (x, gamma, beta, dy): with x̂ = (x−mean)·rstd, dγ = Σ dy·x̂, dβ = Σ dy, dx = rstd·(γ·dy − mean(γ·dy) − x̂·mean(γ·dy·x̂)).',
   centered: true,
 });
-export const { op: layerNormOp, gradOp: layerNormGradOp } = layer;
+export const layerNormOp = layer.op;
+export const layerNormGradOp = layer.gradOp;
 
 /** γ = 1 or β = 0 for norms without one. */
 export const constantVector = (x: Tensor, name: string, value: number): Tensor => {

@@ -1,0 +1,437 @@
+// The playground end to end, in headless Chrome, as a person would use it: node tests/browser/playground.mjs [FILTER]. Pictures go to out/playground/.
+import { mkdir, rm } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { strFromU8, unzipSync } from 'fflate';
+import { root } from '../../scripts/build.mjs';
+import { launchChrome } from '../../scripts/chrome.mjs';
+import { buildWeb, serveWeb } from '../../scripts/web.mjs';
+
+const pictures = join(root, 'out', 'playground');
+const { decode } = createRequire(import.meta.url)('fast-png');
+
+const check = (condition, text) => {
+  if (!condition) throw new Error(text);
+};
+
+/** What the tests do to the page. */
+class Person {
+  constructor(page, base) {
+    this.page = page;
+    this.base = base;
+  }
+
+  tab(name) {
+    return this.page.click(`#tab-${name}`);
+  }
+
+  /** Waits for `expression` (a function of the page) to hold. */
+  until(expression, timeout = 60_000, ...args) {
+    return this.page.waitForFunction(expression, { timeout, polling: 50 }, ...args);
+  }
+
+  /** A button by its words, within the tab that is shown. */
+  async press(text) {
+    const button = await this.find('button', text);
+    check(!(await button.evaluate((b) => b.disabled)), `the button "${text}" cannot be pressed now`);
+    await button.click();
+  }
+
+  async find(kind, text) {
+    const handle = await this.page.evaluateHandle((k, t) => [...document.querySelectorAll(`[role=tabpanel]:not([hidden]) ${k}`)].find((b) => b.textContent.trim().startsWith(t)), kind, text);
+    check(handle.asElement(), `there is no ${kind} "${text}"`);
+    return handle.asElement();
+  }
+
+  ready(text, timeout = 60_000) {
+    return this.until((t) => [...document.querySelectorAll('[role=tabpanel]:not([hidden]) button')].some((b) => b.textContent.trim().startsWith(t) && !b.disabled), timeout, text);
+  }
+
+  /** Gives a labelled control a value, as if it was typed or chosen. */
+  async fill(label, value) {
+    const found = await this.page.evaluate(
+      (l, v) => {
+        const mark = [...document.querySelectorAll('[role=tabpanel]:not([hidden]) label')].find((e) => e.textContent.trim() === l);
+        const control = mark && (document.getElementById(mark.htmlFor) ?? mark.querySelector('input'));
+        if (!control) return false;
+        const prototype = control instanceof HTMLSelectElement ? HTMLSelectElement : control instanceof HTMLTextAreaElement ? HTMLTextAreaElement : HTMLInputElement;
+        if (control.type === 'checkbox') {
+          if (control.checked !== v) control.click();
+          return true;
+        }
+        Object.getOwnPropertyDescriptor(prototype.prototype, 'value').set.call(control, v);
+        control.dispatchEvent(new Event('input', { bubbles: true }));
+        control.dispatchEvent(new Event('change', { bubbles: true }));
+        return true;
+      },
+      label,
+      value,
+    );
+    check(found, `there is no control called "${label}"`);
+  }
+
+  /** What a canvas shows: a hash, the share of light pixels and the mean. */
+  async canvas(selector) {
+    return this.page.evaluate(async (s) => {
+      const canvas = document.querySelector(s);
+      const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
+      copy.drawImage(canvas, 0, 0);
+      const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+      let [sum, light, seen, hash] = [0, 0, 0, 0];
+      for (let i = 0; i < data.length; i += 4) {
+        hash = (Math.imul(hash, 31) + data[i] + 7 * data[i + 1] + 13 * data[i + 2]) | 0;
+        if (data[i + 3] === 0) continue;
+        seen += 1;
+        sum += data[i];
+        if (data[i] > 127) light += 1;
+      }
+      return { hash, seen, mean: sum / seen, light: light / seen, width: canvas.width, height: canvas.height };
+    }, selector);
+  }
+
+  /** Waits until a canvas shows what `test` accepts. */
+  async canvasWhere(selector, test, what, timeout = 20_000) {
+    const end = Date.now() + timeout;
+    for (;;) {
+      const seen = await this.canvas(selector);
+      if (test(seen)) return seen;
+      check(Date.now() < end, `${selector} does not show ${what}: ${JSON.stringify(seen)}`);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  }
+
+  /** Text of the page's first alert, if there is one. */
+  alert() {
+    return this.page.evaluate(() => document.querySelector('[role=tabpanel]:not([hidden]) [role=alert], main > [role=alert]')?.textContent);
+  }
+
+  /** A file that pressing `text` saves. */
+  async download(text) {
+    await this.page.evaluate(() => {
+      window.saved = undefined;
+      const { createObjectURL } = URL;
+      URL.createObjectURL = (blob) => {
+        URL.createObjectURL = createObjectURL;
+        window.saved = blob.arrayBuffer().then((b) => Array.from(new Uint8Array(b)));
+        return createObjectURL.call(URL, blob);
+      };
+    });
+    await this.press(text);
+    await this.until(() => window.saved !== undefined);
+    return Buffer.from(await this.page.evaluate(() => window.saved));
+  }
+
+  /** A picture of the page. This Chrome does not compose WebGPU's canvases, so copies stand in their places. */
+  async picture(name, options = {}) {
+    await this.page.evaluate(() => {
+      for (const canvas of document.querySelectorAll('canvas.gpu')) {
+        const copy = document.createElement('canvas');
+        Object.assign(copy, { width: canvas.width, height: canvas.height, className: 'gpu copy' });
+        copy.getContext('2d').drawImage(canvas, 0, 0);
+        copy.style.aspectRatio = canvas.style.aspectRatio;
+        canvas.after(copy);
+        canvas.style.display = 'none';
+      }
+    });
+    await this.page.screenshot({ path: join(pictures, `${name}.png`), ...options });
+    await this.page.evaluate(() => {
+      for (const copy of document.querySelectorAll('canvas.copy')) copy.remove();
+      for (const canvas of document.querySelectorAll('canvas.gpu')) canvas.style.display = '';
+    });
+  }
+}
+
+const tests = {
+  async 'sample: digits appear, live, and the same seed gives the same picture'(person) {
+    await person.ready('Save PNG', 90_000); // the first run begins by itself
+    await person.fill('Steps', '6');
+    await person.fill('Images', '4');
+    await person.press('Sample');
+    await person.until(() => /step \d+ of 6/.test(document.querySelector('figcaption').textContent));
+    await person.ready('Save PNG');
+    const first = await person.canvasWhere('#panel-sample canvas', (c) => c.mean > 5 && c.mean < 120 && c.light > 0.02 && c.light < 0.4, 'white strokes on black');
+    await person.press('Sample');
+    await person.ready('Save PNG');
+    const again = await person.canvas('#panel-sample canvas');
+    check(again.hash === first.hash, 'the same seed gave another picture');
+    await person.fill('Seed', '8');
+    await person.press('Sample');
+    await person.ready('Save PNG');
+    await person.canvasWhere('#panel-sample canvas', (c) => c.hash !== first.hash, 'another picture for another seed');
+  },
+
+  async 'sample: scrubbing shows noise at the start, ε and the predicted x0'(person) {
+    const end = await person.canvas('#panel-sample canvas');
+    await person.press('xt');
+    await person.page.$eval('input[aria-label="Step of the trajectory"]', (e) => {
+      e.value = '0';
+      e.dispatchEvent(new Event('input', { bubbles: true }));
+    });
+    await person.until(() => /^step0 of 6/.test(document.querySelector('.readout').textContent));
+    const noise = await person.canvasWhere('#panel-sample canvas', (c) => c.hash !== end.hash && c.mean > 90 && c.mean < 165, 'noise around grey');
+    await person.press('ε');
+    await person.canvasWhere('#panel-sample canvas', (c) => c.hash !== noise.hash, 'ε');
+    const snr = await person.page.$eval('.readout', (e) => e.textContent);
+    check(/SNR[\d.e+-]+/.test(snr), `no SNR in "${snr}"`);
+    await person.press('predicted x0');
+  },
+
+  async 'sample: a PNG that says what made it, and a GIF'(person) {
+    const png = await person.download('Save PNG');
+    const { text } = decode(png);
+    const made = JSON.parse(text.parameters);
+    check(made.seed === 8 && made.steps === 6 && made.scheduler === 'DDIMScheduler', `parameters ${text.parameters}`);
+    const gif = await person.download('Save trajectory');
+    check(gif.toString('latin1', 0, 6) === 'GIF89a' && gif.length > 5000, 'no GIF');
+  },
+
+  async 'sample: two schedulers side by side, a walk between seeds'(person) {
+    await person.fill('Compare with', 'dpmpp');
+    await person.fill('Walk to another seed', true);
+    await person.press('Sample');
+    await person.until(() => document.querySelectorAll('#panel-sample canvas').length === 2);
+    await person.until(() => [...document.querySelectorAll('#panel-sample figcaption')].every((c) => /evaluations/.test(c.textContent)));
+    const [a, b] = [await person.canvas('#panel-sample figure:first-child canvas'), await person.canvasWhere('#panel-sample figure:last-child canvas', (c) => c.seen > 0 && c.light > 0.02, 'digits')];
+    check(a.hash !== b.hash, 'two schedulers gave one picture');
+    await person.picture('sample');
+    await person.fill('Compare with', 'none');
+    await person.fill('Walk to another seed', false);
+  },
+
+  async 'sample: a folder by its address, with its needs first; bad addresses are told in words'(person) {
+    await person.fill('From', 'url');
+    await person.fill('Address of the folder', `${person.base}/goldens/pipeline_sd_tiny`);
+    await person.press('Look at it first');
+    await person.ready('Download and load');
+    check(/StableDiffusionPipeline/.test(await person.page.$eval('.plan', (e) => e.textContent)), 'the plan does not name the pipeline');
+    await person.press('Download and load');
+    await person.until(() => document.querySelector('textarea'));
+    await person.ready('Save PNG', 90_000);
+    await person.canvasWhere('#panel-sample canvas', (c) => c.seen > 0, 'an image of the prompt');
+    await person.fill('From', 'hub');
+    await person.fill('Id on the Hub', 'no id');
+    await person.press('Look at it first');
+    await person.until(() => document.querySelector('#panel-sample [role=alert]'));
+    check(/owner\/name/.test(await person.alert()), `the alert says "${await person.alert()}"`);
+    await person.fill('From', 'bundled');
+    await person.until(() => document.querySelector('.chips'), 30_000);
+    await person.ready('Save PNG', 90_000);
+  },
+
+  async 'train: learns, pauses, is saved, carries on after a reload'(person) {
+    const { page } = person;
+    await person.tab('train');
+    await person.ready('Train');
+    await person.fill('Steps of training', '10');
+    await person.fill('Batch', '4');
+    await person.fill('Picture and checkpoint every', '5');
+    await person.press('Train');
+    await person.until(() => /step \d+ of 10/.test(document.querySelector('#panel-train .stage')?.textContent ?? ''), 120_000);
+    await person.press('Pause');
+    await person.ready('Resume');
+    await person.until(() => /Kept in this browser at step \d/.test(document.querySelector('#panel-train').textContent));
+    const at = await page.evaluate(() => Number(/at step (\d+)/.exec(document.querySelector('#panel-train').textContent)[1]));
+    check(at > 0 && at < 10, `paused at step ${at}`);
+    await page.reload({ waitUntil: 'load' });
+    await person.tab('train');
+    await person.ready('Carry on', 90_000);
+    check((await page.$eval('#panel-train .plan', (e) => e.textContent)).includes(`step ${at} of 10`), 'another step was stored');
+    await person.press('Carry on');
+    await person.until(() => /step 10 of 10/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.ready('Save checkpoint');
+    await person.canvasWhere('#panel-train canvas.gpu', (c) => c.seen > 1000, 'samples');
+    await person.picture('train');
+    const zip = await person.download('Save checkpoint');
+    const files = unzipSync(zip);
+    check(JSON.parse(strFromU8(files['trainer_state.json'])).step === 10, 'the checkpoint is not of step 10');
+    const rows = strFromU8(files['metrics.jsonl']).trim().split('\n').map(JSON.parse);
+    check(rows.length === 10 && rows.every((r, i) => r.step === i && Number.isFinite(r.loss) && r.gradNorm > 0), 'metrics of ten steps are missing');
+    await person.press('Sample with it');
+    await person.until(() => /this run, step 10/.test(document.querySelector('#panel-sample').textContent));
+  },
+
+  async 'train: images that are dropped'(person) {
+    const { page } = person;
+    await person.tab('train');
+    await person.press('Your images');
+    await page.evaluate(async () => {
+      const transfer = new DataTransfer();
+      for (let i = 0; i < 6; i++) {
+        const canvas = new OffscreenCanvas(50, 40);
+        const context = canvas.getContext('2d');
+        context.fillStyle = `hsl(${i * 60} 80% 50%)`;
+        context.fillRect(5 * i, 5, 20, 20);
+        transfer.items.add(new File([await canvas.convertToBlob()], `${i}.png`, { type: 'image/png' }));
+      }
+      document.querySelector('.drop').dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
+    });
+    await person.until(() => /6 pictures/.test(document.querySelector('#panel-train').textContent));
+    await person.fill('Steps of training', '5');
+    await person.fill('Batch', '2');
+    await person.ready('Train');
+    await person.press('Train');
+    await person.until(() => /6 images of images/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.until(() => /step 5 of 5/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.ready('Save checkpoint');
+  },
+
+  async 'inside: kernels, their text, times, layers, attention, weights, memory'(person) {
+    const { page } = person;
+    await person.tab('inside');
+    await person.until(() => document.querySelectorAll('.dispatch').length > 50, 90_000);
+    const convolution = await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.seen > 1000, 'feature maps');
+    const text = await page.$eval('#panel-inside pre', (e) => e.textContent);
+    check(/@compute/.test(text) && /fn \w+\(/.test(text), 'no WGSL');
+    check((await page.$$('#panel-inside tbody tr')).length >= 3, 'no bindings');
+    await person.press('Next kernel');
+    await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.hash !== convolution.hash, 'what the next kernel writes');
+    await person.press('Time every kernel');
+    await person.until(() => /of peak arithmetic|gives no timestamps/.test(document.querySelector('#panel-inside').textContent), 90_000);
+    await person.picture('inside');
+    await person.press('Layers');
+    await person.until(() => /Attention of \d+ heads/.test(document.querySelector('#panel-inside').textContent), 90_000);
+    await person.canvasWhere('#panel-inside figure:not([hidden]):nth-of-type(2) canvas.gpu', (c) => c.seen > 100, 'attention maps');
+    await person.picture('inside-layers');
+    await (await person.find('.list button', 'down_blocks.2.attentions.0.group_norm')).click();
+    await person.until(() => /What the group norm saw/.test(document.querySelector('#panel-inside').textContent), 60_000);
+    await person.press('Weights');
+    await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.seen > 100, 'weights');
+    await person.press('Memory');
+    await person.until(() => document.querySelectorAll('.life').length > 20);
+    await person.picture('inside-memory');
+  },
+
+  async 'tour: every experiment answers'(person) {
+    const { page } = person;
+    await person.tab('tour');
+    await person.until(() => document.querySelectorAll('.experiment').length === 9 && document.querySelectorAll('.tour math').length > 20);
+    await person.fill('Steps of the chain', '30');
+    await person.press('Add noise');
+    await person.until(() => /: equal in distribution/.test(document.querySelector('.verdict')?.textContent ?? ''), 60_000);
+    await person.fill('the same noise in every step', true);
+    await person.press('Add noise');
+    await person.until(() => /: not equal in distribution/.test(document.querySelector('.verdict').textContent), 60_000);
+    await person.press('Go back');
+    await person.canvasWhere('#experiment-reverse canvas:last-child', (c) => c.seen > 1000 && c.mean < 120, 'a strip of guesses', 60_000);
+    await person.press('Ask the model');
+    await person.canvasWhere('#experiment-prediction canvas', (c) => c.seen > 1000, 'predictions', 60_000);
+    await person.press('Transformer');
+    await person.until(() => /dispatches\d+/.test(document.querySelector('#experiment-denoiser').textContent));
+    await person.press('Guide');
+    await person.canvasWhere('#experiment-guidance canvas', (c) => c.seen > 1000, 'guided digits', 60_000);
+    await person.press('Train from nothing');
+    await person.until(() => /step 400/.test(document.querySelector('#experiment-training').textContent), 90_000);
+    await person.ready('400 steps more', 60_000);
+    await person.fill('Steps', '5');
+    await person.press('Race');
+    await person.until(() => /UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent), 90_000);
+    const distances = await page.$eval('#experiment-sampling', (e) => [...e.textContent.matchAll(/: (\d+\.\d+)/g)].map((m) => Number(m[1])));
+    check(distances.length === 5 && distances.every((d) => d < 0.7), `samples lie far from the data: ${distances}`);
+    await person.press('Show the kernel');
+    await person.until(() => document.querySelector('#experiment-kernel mark'), 60_000);
+    await page.evaluate(() => globalThis.scrollTo(0, 0));
+    await person.picture('tour', { fullPage: true });
+  },
+
+  async 'bench: measures, draws a roofline, gives JSON and a table'(person) {
+    const { page } = person;
+    await person.tab('bench');
+    await person.ready('Measure');
+    const wanted = ['matmul 256³', 'group norm + SiLU, 4×128×32×32'];
+    for (const name of await page.$$eval('#panel-bench label.check', (all) => all.map((e) => e.textContent.trim()))) if (!name.startsWith('bruit')) await person.fill(name, wanted.includes(name));
+    await person.fill('Seconds a row and engine', '0.1');
+    await person.press('Measure');
+    await person.ready('Save JSON', 90_000);
+    check((await page.$$('#panel-bench .roofline circle')).length === 2, 'the roofline lacks points');
+    const { results, peak } = JSON.parse(await person.download('Save JSON'));
+    check(results.length === 2 && results.every((r) => r.ms > 0 && r.difference === 0) && peak.f32 > 1e8, `results ${JSON.stringify(results)}`);
+    const table = await page.$eval('#panel-bench textarea', (e) => e.value);
+    check(table.split('\n').length === 6 && table.includes('| matmul 256³ |'), `table ${table}`);
+    await person.picture('bench');
+  },
+
+  async 'page: keyboard, names of controls, dark, phone, offline'(person) {
+    const { page } = person;
+    const nameless = await page.evaluate(() =>
+      [...document.querySelectorAll('button, input, select, textarea, canvas.gpu')]
+        .filter((e) => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length))
+        .map((e) => e.outerHTML.slice(0, 80)),
+    );
+    check(nameless.length === 0, `without a name: ${nameless}`);
+    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'dark' }]);
+    await person.tab('sample');
+    await person.picture('sample-dark');
+    await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'light' }]);
+    await page.setViewport({ width: 390, height: 844 });
+    for (const name of await page.$$eval('[role=tab]', (all) => all.map((e) => e.id.slice(4)))) {
+      await person.tab(name);
+      await new Promise((resolve) => setTimeout(resolve, 200));
+      const wide = await page.evaluate(() => document.documentElement.scrollWidth);
+      check(wide <= 390, `tab ${name} is ${wide} pixels wide on a phone of 390`);
+      await person.picture(`phone-${name}`, { fullPage: true });
+    }
+    await page.setViewport({ width: 1280, height: 900 });
+    await page.evaluate(() => navigator.serviceWorker.ready.then(() => undefined));
+    await page.setOfflineMode(true);
+    await page.reload({ waitUntil: 'load' });
+    await person.tab('sample');
+    await person.ready('Save PNG', 90_000);
+    await page.setOfflineMode(false);
+  },
+};
+
+/** Runs the tests; calls `onResult({ name, ok, error?, milliseconds })` as results arrive and resolves with the counts, or `{ skipped: reason }`. */
+export async function runPlayground(onResult = () => {}, filter = '') {
+  const counts = { passed: 0, failed: 0 };
+  await rm(pictures, { recursive: true, force: true });
+  await mkdir(pictures, { recursive: true });
+  await buildWeb();
+  let browser;
+  try {
+    browser = await launchChrome({ canvas: true });
+  } catch (error) {
+    if (error.name === 'BruitError') return { skipped: error.message };
+    throw error;
+  }
+  // Below a path of its own: nothing may ask for the server's root.
+  const server = await serveWeb({ prefix: '/play/', mounts: { '/goldens/': join(root, 'tests', 'goldens') } });
+  const page = await browser.newPage();
+  await page.setViewport({ width: 1280, height: 900 });
+  const broken = [];
+  page.on('pageerror', (error) => broken.push(`page error: ${error.message}`));
+  page.on('console', (line) => {
+    if (line.type() === 'error') broken.push(line.text());
+  });
+  const person = new Person(page, server.url);
+  try {
+    await page.goto(`${server.url}/play/`, { waitUntil: 'load' });
+    for (const [name, test] of Object.entries(tests)) {
+      if (!name.includes(filter)) continue;
+      const start = performance.now();
+      let error;
+      try {
+        await test(person);
+        // Models lack files that are looked for; the browser reports each 404 as an error of its own.
+        const real = broken.filter((text) => !/404 \(Not Found\)/.test(text));
+        check(real.length === 0, real.join('\n'));
+      } catch (e) {
+        error = `${e.stack}\nThe page says: ${await person.alert().catch(() => 'nothing')}${broken.length ? `\n${broken.join('\n')}` : ''}`;
+        await person.picture(`failed-${name.replace(/\W+/g, '-').slice(0, 40)}`, { fullPage: true }).catch(() => undefined);
+      }
+      broken.length = 0;
+      counts[error ? 'failed' : 'passed'] += 1;
+      onResult({ name, ok: !error, error, milliseconds: performance.now() - start });
+    }
+  } finally {
+    await browser.close();
+    await server.close();
+  }
+  return counts;
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  const counts = await runPlayground(({ name, ok, error, milliseconds }) => console.log(`${ok ? 'ok  ' : 'FAIL'} ${name} (${milliseconds.toFixed(0)} ms)${error ? `\n${error}` : ''}`), process.argv[2]);
+  console.log(counts.skipped ? `skipped: ${counts.skipped}` : `${counts.passed} passed, ${counts.failed} failed`);
+  process.exitCode = counts.failed ? 1 : 0;
+}
