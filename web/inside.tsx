@@ -11,7 +11,7 @@ const si = (n: number, unit: string): string => {
   return `${(n / scale).toPrecision(3)} ${prefix}${unit}`;
 };
 const percent = (x: number): string => `${(100 * x).toFixed(x < 0.1 ? 1 : 0)}%`;
-const short = (x: number): string => (x === 0 ? '0' : Math.abs(x) >= 0.01 && Math.abs(x) < 1e4 ? x.toPrecision(3) : x.toExponential(1));
+const short = (x: number): string => (Number.isInteger(x) && Math.abs(x) < 1e6 ? String(x) : Math.abs(x) >= 0.01 && Math.abs(x) < 1e4 ? x.toPrecision(3) : x.toExponential(1));
 
 function Histogram({ statistics: { shape, min, max, mean, std, histogram } }: { statistics: Statistics }) {
   const most = Math.max(...histogram.counts);

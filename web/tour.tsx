@@ -7,7 +7,7 @@ import type { SchedulerName } from '../src/pipelines/ddpm';
 import { DiffusionProcess } from '../src/sampler/diffusion_process';
 import { noiseTables, parseSchedulerConfig } from '../src/sampler/scheduler_config';
 import { bytes, Choice, GpuCanvas, message, Plot, Problem, Select, Slider } from './components';
-import { callback, engine } from './engine';
+import { adapter, callback, engine } from './engine';
 import type { ForwardResult, ToyShape, ToyState } from './worker/tour';
 import type { CanvasSize } from './worker/view';
 
@@ -291,7 +291,8 @@ function Training() {
       if (fresh) losses.value = [];
       await tour.toyTrain(
         shape.value,
-        400,
+        // Software adapters take a second for what a GPU does in a moment.
+        adapter.value && 'kind' in adapter.value && adapter.value.kind === 'software' ? 150 : 800,
         fresh,
         callback((s) => {
           state.value = s;
@@ -317,7 +318,7 @@ function Training() {
           Train from nothing
         </button>
         <button type="button" disabled={busy.value || !state.value} onClick={() => void run(false)}>
-          400 steps more
+          More steps
         </button>
       </div>
       <Problem>{problem.value}</Problem>

@@ -72,6 +72,7 @@ export function Train() {
     follow(async () => {
       state.value = 'preparing';
       rows.value = [];
+      if (!fresh && !checkpoint && stored.value) settings.value = stored.value.settings;
       stored.value = undefined;
       await (await engine()).train.begin(fresh ? settings.value : undefined, 'train-samples', callback(on), checkpoint);
     });

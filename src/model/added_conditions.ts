@@ -96,10 +96,10 @@ export function additionEmbedding(ctx: ModelContext, model: string, config: Addi
       embedding: module(ctx, 'add_embedding', () => add(linear(ctx, 'image_proj', image, width), layerNorm(ctx, 'text_norm', linear(ctx, 'text_proj', pooled, width)))),
     };
   }
-  return ctx.graph.scope('add_embedding', () => ({
-    embedding: layerNorm(ctx, 'image_norm', linear(ctx, 'image_proj', image, width)),
-    ...(addition === 'image_hint' && { hint: hintEncoder(ctx, need(added.hint, 'a hint')) }),
-  }));
+  return {
+    embedding: module(ctx, 'add_embedding', () => layerNorm(ctx, 'image_norm', linear(ctx, 'image_proj', image, width))),
+    ...(addition === 'image_hint' && { hint: ctx.graph.scope('add_embedding', () => hintEncoder(ctx, need(added.hint, 'a hint'))) }),
+  };
 }
 
 /** Attention pooling of the text (IF): a token that is the mean attends to itself and all others. text [N,M,D] → [N,width]. */

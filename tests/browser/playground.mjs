@@ -125,6 +125,7 @@ class Person {
   /** A picture of the page. This Chrome does not compose WebGPU's canvases, so copies stand in their places. */
   async picture(name, options = {}) {
     await this.page.evaluate(() => {
+      scrollTo(0, 0);
       for (const canvas of document.querySelectorAll('canvas.gpu')) {
         const copy = document.createElement('canvas');
         Object.assign(copy, { width: canvas.width, height: canvas.height, className: 'gpu copy' });
@@ -321,8 +322,8 @@ const tests = {
     await person.press('Guide');
     await person.canvasWhere('#experiment-guidance canvas', (c) => c.seen > 1000, 'guided digits', 60_000);
     await person.press('Train from nothing');
-    await person.until(() => /step 400/.test(document.querySelector('#experiment-training').textContent), 90_000);
-    await person.ready('400 steps more', 60_000);
+    await person.until(() => /step 150/.test(document.querySelector('#experiment-training').textContent), 90_000);
+    await person.ready('More steps', 60_000);
     await person.fill('Steps', '5');
     await person.press('Race');
     await person.until(() => /UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent), 90_000);

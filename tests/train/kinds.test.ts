@@ -28,6 +28,7 @@ import { noiseTables, parseSchedulerConfig } from '../../src/sampler/scheduler_c
 import { TrainingStep } from '../../src/train/step';
 import { testDevice } from '../helpers/device';
 import { goldenJson, goldenPath } from '../helpers/golden';
+import { assertClose } from '../helpers/op_suite';
 
 const engine = await Engine.create({ device: await testDevice() });
 let dir: string;
@@ -183,7 +184,7 @@ test('an autoencoder learns, stops and goes on, and measures its scaling factor'
   expect(factor).not.toBe(0.18215);
 });
 
-const textRecipe = async (more: object = {}) => ({ model: unet, text_encoder: textEncoder, tokenizer: 'recipes/scenes/tokenizer', vae: path.join(await newest('vae'), 'vae_ema'), scheduler: { prediction_type: 'v_prediction', _class_name: 'DDIMScheduler' }, data: captions(), train: { ...train, train_text_encoder: true, cache_latents: true, condition_dropout: 0.3, ...more } });
+const textRecipe = async (more: object = {}) => ({ model: unet, text_encoder: textEncoder, tokenizer: 'recipes/scenes/tokenizer', vae: path.join(await newest('vae'), 'vae_ema'), scheduler: { prediction_type: 'v_prediction', _class_name: 'DDIMScheduler', timestep_spacing: 'trailing' }, data: captions(), train: { ...train, train_text_encoder: true, cache_latents: true, condition_dropout: 0.3, ...more } });
 
 test('a text-conditioned latent U-Net with its text encoder: gradients, resuming, a pipeline that samples', async () => {
   const json = await textRecipe();
@@ -194,9 +195,18 @@ test('a text-conditioned latent U-Net with its text encoder: gradients, resuming
   await checkSlope('text');
   await exportCheckpoint(await newest('text'), at('pipeline'), 'F16');
   const pipeline = await StableDiffusionPipeline.fromFolder(engine, directory(at('pipeline')));
-  const { data, shape } = await pipeline.generate({ prompt: ['a seven', 'two threes'], num_inference_steps: 2, guidance_scale: 2 });
+  const recorded = new Map<string, Float32Array>();
+  const prompt = ['a seven', 'two threes'];
+  const { data, shape } = await pipeline.generate({ prompt, num_inference_steps: 2, guidance_scale: 1, onRecord: (name, value) => recorded.set(name, value) });
   expect(shape).toEqual([2, 1, 8, 8]);
   expect(data.every(Number.isFinite)).toBe(true);
+  // Text in the time embedding: what the pipeline computes once for all steps must not lose it.
+  const { embeds } = await pipeline.encodePrompt(prompt);
+  const { output } = await pipeline.unet.run((ctx, inputs) => ({
+    output: unet2dCondition(ctx, pipeline.unet.config, { sample: inputs.add('x', [2, 2, 4, 4], recorded.get('unet_input')!), timestep: inputs.add('t', [2], Float32Array.of(999, 999)), encoderHiddenStates: inputs.add('text', [2, 16, 8], embeds) }),
+  }));
+  expect(recorded.get('timesteps')![0]).toBe(999);
+  assertClose('model_output.0', recorded.get('model_output.0')!, output, 1e-5);
 });
 
 test('latents encoded in the step are those encoded before; checkpointing saves memory and changes no gradient', async () => {

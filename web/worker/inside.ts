@@ -219,7 +219,7 @@ export class InsideTab {
     let attentionInfo: LayerDetail['attention'];
     if (maps) {
       const [heads, tokens] = maps.maps.shape as [number, number];
-      const sizeOf = this.views.draw(attentionCanvas, { a: program.view(maps.maps), count: heads, channels: 1, height: tokens, width: tokens, range: [0, Math.min(1, 8 / tokens)] });
+      const sizeOf = this.views.draw(attentionCanvas, { a: program.view(maps.maps), count: heads, channels: 1, height: tokens, width: tokens, range: [0, Math.min(1, 4 / tokens)] });
       attentionInfo = { heads, tokens, size: sizeOf };
     }
     let normInfo: LayerDetail['norm'];
@@ -369,10 +369,10 @@ const rootOf = (t: Bindable): Bindable => {
 
 const isWritten = (step: Step, name: string): boolean => step.info.bindings.get(name)?.type === 'storage';
 
-/** What a dispatch writes. */
+/** What a dispatch writes; of several, the largest (norms write their statistics, too). */
 function resultOf(step: Step): Bindable {
   const written = Object.entries(step.operands).filter(([name]) => isWritten(step, name)).map(([, t]) => t);
-  return written.find((t) => step.node.outputs.includes(t as Tensor)) ?? written[0] ?? step.node.outputs[0]!;
+  return [...written].sort((a, b) => numel(b.shape) - numel(a.shape))[0] ?? step.node.outputs[0]!;
 }
 
 function groupStatistics(x: Tensor, groups: number): { mean: Tensor; variance: Tensor } {
