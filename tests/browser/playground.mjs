@@ -22,8 +22,9 @@ class Person {
     this.base = base;
   }
 
-  tab(name) {
-    return this.page.click(`#tab-${name}`);
+  async tab(name) {
+    await this.page.click(`#tab-${name}`);
+    await this.until((id) => !document.getElementById(id).hidden, 10_000, `panel-${name}`);
   }
 
   /** Waits for `expression` (a function of the page) to hold. */
