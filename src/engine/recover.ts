@@ -8,7 +8,7 @@ export interface WithEngineOptions extends Omit<EngineOptions, 'device'> {
    * losses as one that nothing befell, bit for bit on the same adapter.
    */
   readonly recover?: boolean;
-  /** Losses in a row that are one too many; 3 by default. */
+  /** Devices in all; 3 by default. */
   readonly attempts?: number;
   /** Called with the error of each loss, before the work begins anew. */
   readonly onLost?: (error: BruitError, attempt: number) => void;

@@ -1,9 +1,11 @@
 /** Reading diffusers' JSON configs strictly: each key once, each value checked, whatever is left over is an error. */
 import { BruitError } from '../engine/errors';
 
-/** Most layers in a row that a config may ask for; published models have up to 48. A damaged number must not build a graph for hours. */
-const mostLayers = 100;
-const within = (n: unknown, key: string): boolean => !key.includes('layers') || (n as number) <= mostLayers;
+/**
+ * Most that a config may ask for: published models have up to 48 layers in a row and 250,000 words. A damaged number must not build graphs or tables for
+ * hours, before the weights are compared with it.
+ */
+const most = (key: string): number => (key.includes('layers') ? 100 : /seed|steps|every/.test(key) ? Infinity : 1e6);
 
 export class ConfigReader {
   private readonly left: Set<string>;
@@ -43,7 +45,7 @@ export class ConfigReader {
 
   integer(key: string, fallback: number, least = 1): number {
     const v = this.take(key) ?? fallback;
-    if (!Number.isInteger(v) || (v as number) < least || !within(v, key)) this.wrong(key, v, `an integer of at least ${least} (layers: at most ${mostLayers})`);
+    if (!Number.isInteger(v) || (v as number) < least || (v as number) > most(key)) this.wrong(key, v, `an integer from ${least} to ${most(key)}`);
     return v as number;
   }
 
@@ -51,13 +53,13 @@ export class ConfigReader {
     const v = this.take(key);
     if (v === undefined) return fallback;
     if (v === null) return null;
-    if (!Number.isInteger(v) || (v as number) < 1) this.wrong(key, v, 'a positive integer or null');
+    if (!Number.isInteger(v) || (v as number) < 1 || (v as number) > most(key)) this.wrong(key, v, 'a positive integer or null');
     return v as number;
   }
 
   integers(key: string, fallback: readonly number[]): number[] {
     const v = this.take(key) ?? fallback;
-    if (!Array.isArray(v) || v.length === 0 || !v.every((n) => Number.isInteger(n) && n > 0)) this.wrong(key, v, 'a list of positive integers');
+    if (!Array.isArray(v) || v.length === 0 || !v.every((n) => Number.isInteger(n) && n > 0 && n <= most(key))) this.wrong(key, v, `a list of positive integers up to ${most(key)}`);
     return v as number[];
   }
 
@@ -65,7 +67,7 @@ export class ConfigReader {
   integerPerLevel(key: string, fallback: number | readonly number[], levels: number): number[] {
     const v = this.take(key) ?? fallback;
     const list = Array.isArray(v) ? v : new Array<unknown>(levels).fill(v);
-    if (list.length !== levels || !list.every((n) => Number.isInteger(n) && n > 0 && within(n, key))) this.wrong(key, v, `a positive integer, or a list of ${levels} (one for each of block_out_channels)`);
+    if (list.length !== levels || !list.every((n) => Number.isInteger(n) && n > 0 && n <= most(key))) this.wrong(key, v, `a positive integer, or a list of ${levels} (one for each of block_out_channels)`);
     return list as number[];
   }
 

@@ -16,7 +16,7 @@ import { loadTokenizer } from '../text/tokenizer';
 import { Encoder, encodeDataset, measureScalingFactor } from '../train/autoencoder';
 import { imageChannels, type TrainConfig } from '../train/config';
 import type { StepMetrics } from '../train/step';
-import { Trainer } from '../train/trainer';
+import { Trainer, type TrainerOptions, type TrainEvents } from '../train/trainer';
 import { loadCaptionFolder } from './caption_folder';
 import { appendJsonl, writeFileAtomic } from './files';
 import { loadImageFolder } from './image_folder';
@@ -51,6 +51,8 @@ export interface TrainRunOptions {
   /** Instead of the recipe's number of steps; the learning-rate schedule stays the recipe's. */
   readonly stopAfter?: number;
   readonly signal?: AbortSignal;
+  readonly debugNan?: TrainerOptions['debugNan'];
+  readonly onNonFinite?: TrainEvents['onNonFinite'];
   /** Called while images are encoded once, before training. */
   readonly onEncode?: (done: number, total: number) => void;
   /** `peakBytes`: GPU memory that the run takes at most. */
@@ -79,7 +81,7 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
   const { train: images } = await loadRecipeData(config);
   const train = config.cacheLatents ? await encodeOnce(engine, config, weights.vae!, images, o) : images;
   const loader = new BatchLoader(train, { batchSize: config.batchSize, seed: config.seed, flip: config.data.flip ? 0.5 : 0 });
-  const trainer = await Trainer.create(engine, config, train, loader, { weights, ...(tokenizer && { tokenizer: await loadTokenizer(tokenizer, '') }) });
+  const trainer = await Trainer.create(engine, config, train, loader, { weights, ...(tokenizer && { tokenizer: await loadTokenizer(tokenizer, '') }) }, { debugNan: o.debugNan });
   // Their configs have been read from these folders, so they are on disk.
   const folders = checkpointFolders(config, { ...weights, ...(tokenizer && { tokenizer }) });
   let grids: SampleGrids | undefined;
@@ -111,6 +113,7 @@ export async function runTraining(engine: Engine, o: TrainRunOptions): Promise<T
         await appendJsonl(metricsFile, ...metrics.map((m) => ({ step: m.step, loss: m.loss, lr: m.learningRate, grad_norm: m.gradNorm, ...(m.skipped && { skipped: true }) })));
         o.onMetrics?.(metrics);
       },
+      ...(o.onNonFinite && { onNonFinite: o.onNonFinite }),
       onSample: async (t) => {
         await mkdir(path.join(o.out, 'samples'), { recursive: true });
         await writeFileAtomic(path.join(o.out, 'samples', `step-${String(t.stepsDone).padStart(8, '0')}.png`), await grids!.render());

@@ -8,6 +8,7 @@ import { runTraining } from '../../src/node/train_run';
 import { listCheckpoints, loadCheckpoint } from '../../src/node/run_directory';
 import { parseTrainConfig } from '../../src/train/config';
 import { testDevice } from '../helpers/device';
+import { long } from '../helpers/mode';
 
 const engine = await Engine.create({ device: await testDevice() });
 let dir: string;
@@ -71,18 +72,27 @@ test('killed at any moment, the last checkpoint is whole and the run goes on to 
         // The clock starts with the first step, so that the kill falls among steps and checkpoints.
         if (killAfter === undefined || armed || !text.toString().includes('train')) return;
         armed = true;
-        setTimeout(() => process.kill(-child.pid!, 'SIGKILL'), killAfter);
+        const timer = setTimeout(() => process.kill(-child.pid!, 'SIGKILL'), killAfter);
+        child.once('exit', () => clearTimeout(timer));
       });
       child.on('close', resolve);
     });
   let resume: string[] = [];
-  for (const milliseconds of [40, 150, 400]) {
-    await run(resume, milliseconds);
+  let finished = 0;
+  const moments = long ? Array.from({ length: 200 }, () => Math.random() * 1500) : [40, 150, 400];
+  for (const milliseconds of moments) {
+    if ((await run(resume, milliseconds)) === 0) {
+      // Done before the kill: compared, and begun anew.
+      expect(await result(out)).toEqual(await result(path.join(dir, 'whole')));
+      await rm(out, { recursive: true });
+      finished++;
+    }
     for (const c of await listCheckpoints(out)) expect((await loadCheckpoint(c.path, parseTrainConfig(tiny, 'recipe'))).state.step).toBe(c.step);
     resume = (await listCheckpoints(out)).length ? ['--resume'] : ['--overwrite'];
   }
+  if (long) console.log(`${moments.length - finished} kills, ${finished} runs to the end`);
   expect(await run(resume)).toBe(0);
   const [killed, whole] = [await result(out), await result(path.join(dir, 'whole'))];
   expect(killed).toEqual(whole);
-  // Four processes, each with a driver to start and pipelines to compile.
-}, 400_000);
+  // Four processes (200 in the long version), each with a driver to start and pipelines to compile.
+}, long ? 7_200_000 : 400_000);

@@ -1,9 +1,9 @@
 /**
  * Reads mutated files until COUNT are done, in a process of its own whose memory and time others watch:
- *   node mutate.mjs COUNT SEED
+ *   node mutate.mjs ROOT COUNT SEED CURRENT
  * Prints one JSON line. Ends with 1 and the file in base64 at the first that does anything but give right numbers or a BruitError.
  */
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { Graph } from '../../src/engine/graph';
 import { BruitError } from '../../src/engine/errors';
@@ -24,7 +24,7 @@ import { parseTrainerState } from '../../src/train/trainer_state';
 import { createSampler, parseSchedulerConfig } from '../../src/sampler/scheduler_config';
 import { parseTrainConfig } from '../../src/train/config';
 
-const [root, count, seed] = [process.argv[2]!, Number(process.argv[3]), Number(process.argv[4])];
+const [root, count, seed, current] = [process.argv[2]!, Number(process.argv[3]), Number(process.argv[4]), process.argv[5]!];
 const golden = (...parts: string[]): Buffer => readFileSync(path.join(root, 'tests', 'goldens', ...parts));
 
 // --- Mutations -------------------------------------------------------------------------------------------------------
@@ -204,6 +204,8 @@ while (counts.files < count) {
   let file = kind.mutate(kind.file);
   while (below(4) === 0 && file.length) file = kind.mutate(file.length > 16 ? file : kind.file);
   largest = Math.max(largest, file.length);
+  // Found here by whoever ends this process because it hangs.
+  writeFileSync(current, `${kind.name} ${counts.files}\n${Buffer.from(file.subarray(0, 65_536)).toString('base64')}\n`);
   const start = performance.now();
   try {
     await kind.read(file);
