@@ -3,7 +3,7 @@ import { DDPMPipeline, Engine, ImageOutput, urlFolder } from 'bruit';
 
 const engine = await Engine.create();
 const pipeline = await DDPMPipeline.fromFolder(engine, urlFolder(new URL('../../models/digits', import.meta.url).href));
-const { sampler } = await pipeline.createSampler({ labels: [0, 1, 2, 3, 4], steps: 6, scheduler: 'ddim', seed: 7 });
+const sampler = await pipeline.createSampler({ labels: [0, 1, 2, 3, 4], steps: 6, scheduler: 'ddim', seed: 7 });
 const output = await ImageOutput.create(engine, sampler.sampleView, sampler.sampleShape);
 
 const context = document.querySelector('canvas').getContext('webgpu');

@@ -10,7 +10,7 @@ renderer.outputColorSpace = THREE.LinearSRGBColorSpace; // the digits' bytes as 
 
 const engine = await Engine.create({ device: renderer.backend.device }); // used as it is, never destroyed by bruit
 const pipeline = await DDPMPipeline.fromFolder(engine, urlFolder(new URL('../../models/digits', import.meta.url).href));
-const { sampler } = await pipeline.createSampler({ labels: [3, 5, 8], steps: 6, scheduler: 'ddim', seed: 7 });
+const sampler = await pipeline.createSampler({ labels: [3, 5, 8], steps: 6, scheduler: 'ddim', seed: 7 });
 const output = await ImageOutput.create(engine, sampler.sampleView, sampler.sampleShape);
 
 const scene = new THREE.Scene();

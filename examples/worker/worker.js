@@ -5,7 +5,7 @@ addEventListener('message', async ({ data: options }) => {
   try {
     const engine = await Engine.create();
     const pipeline = await DDPMPipeline.fromFolder(engine, urlFolder(new URL('../../models/digits', import.meta.url).href));
-    const { sampler } = await pipeline.createSampler(options);
+    const sampler = await pipeline.createSampler(options);
     const output = await ImageOutput.create(engine, sampler.sampleView, sampler.sampleShape);
     await sampler.run();
     for (let index = 0; index < output.count; index++) {
