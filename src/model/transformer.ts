@@ -114,7 +114,8 @@ export function transformerBlock(ctx: ModelContext, name: string, x: Tensor, o: 
     const [shift1, scale1, gate1, shift2, scale2, gate2] = gates ?? [];
 
     let h = gates ? modulate(layerNorm(ctx, 'norm1.norm', x, { eps: 1e-6, affine: false }), shift1!, scale1!) : layerNorm(ctx, 'norm1', x, { affine });
-    h = attentionLayer(ctx, 'attn1', h, { ...attend, mask, context: o.onlyCrossAttention ? context : undefined });
+    // Its mask is the self-attention's even where it reads the text.
+    h = attentionLayer(ctx, 'attn1', h, { ...attend, mask, context: o.onlyCrossAttention && context ? { states: context.states, mask } : undefined });
     x = add(gates ? mul(h, gate1!) : h, x);
     if (o.crossAttentionDim !== null || o.doubleSelfAttention) x = add(attentionLayer(ctx, 'attn2', layerNorm(ctx, 'norm2', x, { affine }), { ...attend, context }), x);
     h = layerNorm(ctx, 'norm3', x, { affine });

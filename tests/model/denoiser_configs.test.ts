@@ -116,6 +116,15 @@ describe('UNet2DConditionModel', () => {
     });
   });
 
+  test('a first attention that reads the text does not take its mask', () => {
+    const ctx = context();
+    const config = parseUNet2DConditionConfig({ ...small, only_cross_attention: true });
+    unet2dCondition(ctx, config, conditionInputs(ctx, config, { sample: [1, 8, 8], tokens: 5, encoderAttentionMask: true }));
+    const operands = new Map(ctx.graph.nodes.filter((n) => n.op.name === 'attention').map((n) => [n.path, n.inputs.length]));
+    const block = 'down_blocks.0.attentions.0.transformer_blocks.0';
+    expect([operands.get(`${block}.attn1`), operands.get(`${block}.attn2`)]).toEqual([3, 4]);
+  });
+
   test('odd sizes come back', () => expect(build(small, { sample: [1, 7, 9] }).shape).toEqual([1, 4, 7, 9]));
 
   test('mistakes are named', () => {
