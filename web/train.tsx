@@ -8,7 +8,10 @@ import type { StepMetrics } from '../src/train/step';
 import type { StoredRun, TrainEvent, TrainSettings } from './worker/train';
 import type { CanvasSize } from './worker/view';
 
-const settings = signal<TrainSettings>({ data: 'mnist', size: 'medium', pixels: 32, grey: false, steps: 1000, batch: 32, learningRate: 0.002, every: 100, seed: 0 });
+const defaults: TrainSettings = { data: 'mnist', size: 'medium', pixels: 32, grey: false, steps: 1000, batch: 32, learningRate: 0.002, every: 100, seed: 0 };
+/** What a CPU does in minutes. */
+const softwareDefaults = { size: 'small', batch: 8, steps: 200, every: 20 } as const;
+const settings = signal(defaults);
 const set = (change: Partial<TrainSettings>): void => void (settings.value = { ...settings.value, ...change });
 
 type State = 'idle' | 'preparing' | 'running' | 'paused' | 'done';
@@ -43,7 +46,11 @@ export function Train() {
   useEffect(() => {
     void engine().then(
       async (worker) => {
-        if (adapter.value && 'kind' in adapter.value && adapter.value.kind === 'software') set({ size: 'small', batch: 8, steps: 200, every: 20 });
+        if (adapter.value && 'kind' in adapter.value && adapter.value.kind === 'software') {
+          // What the visitor has changed by now stays.
+          const changed = Object.entries(settings.value).filter(([key, value]) => value !== defaults[key as keyof TrainSettings]);
+          set({ ...softwareDefaults, ...(Object.fromEntries(changed) as Partial<TrainSettings>) });
+        }
         stored.value = await worker.train.stored();
       },
       () => undefined,
