@@ -20,8 +20,7 @@ export interface NonFinite {
 const maxWorkgroups = 1024;
 
 /**
- * Given to `compile` as `probe`, it looks at everything that the program computes, right where it is computed: each float result is read once more, which costs
- * perhaps half of a run's time. Nothing comes back but one number, when {@link firstNonFinite} asks for it. One probe is for one program.
+ * Given to `compile` as `probe`, it looks at everything that the program computes, right where it is computed: each float result is read once more. Nothing comes back but one number, when {@link firstNonFinite} asks for it. One probe is for one program.
  */
 export class NanProbe {
   private readonly found: TempTensor = { temp: true, label: 'nan_probe', shape: [1], dtype: 'u32' };

@@ -10,26 +10,10 @@ import type { ModelContext } from '../../src/model/layers';
 import { Parameters } from '../../src/model/parameters';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs } from '../../src/model/transformer2d';
 import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition } from '../../src/model/unet2d_condition';
+import { defaultProfile } from '../../src/pipelines/memory';
 
 /** A GPU with WebGPU's guaranteed limits. */
-const profile: AdapterProfile = {
-  kind: 'gpu',
-  name: 'none',
-  f16: true,
-  subgroups: false,
-  subgroupSize: undefined,
-  timestamps: false,
-  limits: {
-    maxStorageBuffersPerShaderStage: 8,
-    maxStorageBufferBindingSize: 128 * 2 ** 20,
-    maxBufferSize: 256 * 2 ** 20,
-    maxComputeWorkgroupStorageSize: 16384,
-    maxComputeInvocationsPerWorkgroup: 256,
-    maxComputeWorkgroupsPerDimension: 65535,
-    minStorageBufferOffsetAlignment: 256,
-    minUniformBufferOffsetAlignment: 256,
-  },
-};
+const profile: AdapterProfile = { ...defaultProfile, f16: true };
 
 const config = (name: string): unknown => JSON.parse(readFileSync(new URL(`../configs/${name}.json`, import.meta.url), 'utf8'));
 
