@@ -179,13 +179,28 @@ const tests = {
     await person.press('predicted x0');
   },
 
-  async 'sample: a PNG that says what made it, and a GIF'(person) {
+  async 'sample: a PNG that says what made it, a GIF and a WebM'(person) {
     const png = await person.download('Save PNG');
     const { text } = decode(png);
     const made = JSON.parse(text.parameters);
     check(made.seed === 8 && made.steps === 6 && made.scheduler === 'DDIMScheduler', `parameters ${text.parameters}`);
-    const gif = await person.download('Save trajectory');
+    const gif = await person.download('Save trajectory as GIF');
     check(gif.toString('latin1', 0, 6) === 'GIF89a' && gif.length > 5000, 'no GIF');
+    await person.ready('Save trajectory as WebM');
+    const webm = await person.download('Save trajectory as WebM');
+    check(webm.readUInt32BE(0) === 0x1a45dfa3 && webm.includes('webm') && /V_VP[89]/.test(webm.toString('latin1')), 'no WebM');
+    // The browser plays what it recorded: the size of the grid, and its end is the picture on the canvas, white strokes on black.
+    const film = await person.page.evaluate(async (bytes) => {
+      const video = Object.assign(document.createElement('video'), { muted: true, src: URL.createObjectURL(new Blob([new Uint8Array(bytes)], { type: 'video/webm' })) });
+      await new Promise((resolve, reject) => Object.assign(video, { onended: resolve, onerror: () => reject(new Error(video.error.message)) }).play().catch(reject));
+      const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight).getContext('2d');
+      canvas.drawImage(video, 0, 0);
+      const { data } = canvas.getImageData(0, 0, video.videoWidth, video.videoHeight);
+      let sum = 0;
+      for (let i = 0; i < data.length; i += 4) sum += data[i];
+      return { width: video.videoWidth, height: video.videoHeight, mean: (4 * sum) / data.length, duration: video.currentTime };
+    }, [...webm]);
+    check(film.width >= 200 && film.width === film.height && film.duration > 1 && film.mean > 5 && film.mean < 130, `the film: ${JSON.stringify(film)}`);
   },
 
   async 'sample: two schedulers side by side, a walk between seeds'(person) {
@@ -199,6 +214,26 @@ const tests = {
     await person.picture('sample');
     await person.fill('Compare with', 'none');
     await person.fill('Walk to another seed', false);
+  },
+
+  async 'sample: models of classes over latents, latent models without, and those that the page does not know'(person) {
+    for (const [name, words, control] of [['dit', 'DiTPipeline', '.chips, input[type=text]'], ['ldm', 'LDMPipeline', undefined]]) {
+      await person.fill('From', 'url');
+      await person.fill('Address of the folder', `${person.base}/goldens/pipeline_${name}_tiny`);
+      await person.press('Look at it first');
+      await person.ready('Download and load');
+      check((await person.page.$eval('.plan', (e) => e.textContent)).includes(words), `the plan does not name ${words}`);
+      await person.press('Download and load');
+      await person.until((n) => document.querySelector('#panel-sample').textContent.includes(`pipeline_${n}_tiny:`) || document.querySelector('#panel-sample').textContent.includes(`pipeline_${n}_tiny,`), 60_000, name);
+      await person.ready('Save PNG', 90_000);
+      await person.canvasWhere('#panel-sample canvas', (c) => c.seen > 0, `an image by ${words}`);
+      if (control) check(await person.page.$(`#panel-sample ${control}`), 'a model with classes has no labels to choose');
+      const { text } = decode(await person.download('Save PNG'));
+      check(JSON.parse(text.parameters).model.includes(name), `parameters ${text.parameters}`);
+    }
+    await person.fill('Address of the folder', `${person.base}/goldens/pipeline_if_tiny/stage1`);
+    await person.press('Look at it first');
+    await person.until(() => /names IFPipeline/.test(document.querySelector('.plan [role=alert]')?.textContent ?? ''));
   },
 
   async 'sample: a folder by its address, with its needs first; bad addresses are told in words'(person) {
