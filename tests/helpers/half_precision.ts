@@ -116,7 +116,7 @@ export function halfPrecisionChecks(): HalfPrecisionCheck[] {
     {
       name: 'half precision · autoencoder activations beyond f16: black in plain f16, whole with force_upcast or after a second try',
       run: async (engine) => {
-        const store = await decoder(engine, 1e6);
+        const store = await decoder(engine, 2e5); // weights fit f16, sums do not
         try {
           const { image } = await decode(engine, store, true, 'f32');
           expectThat(finite(image) && new Set(image).size > 50, 'the image in f32 is none');
