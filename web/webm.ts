@@ -35,15 +35,16 @@ export async function recordWebm(frames: readonly Frame[]): Promise<Uint8Array> 
     recorder.onstop = () => resolve();
     recorder.onerror = () => reject(new Error('The browser stopped recording; save the trajectory as GIF.'));
   });
-  recorder.start();
-  for (const { rgba, width, height, milliseconds } of frames) {
+  const show = async ({ rgba, width, height, milliseconds }: Frame): Promise<void> => {
     picture.getContext('2d')!.putImageData(new ImageData(rgba, width, height), 0, 0);
     context.drawImage(picture, 0, 0, width * scale, height * scale);
     track.requestFrame();
     await new Promise((resolve) => setTimeout(resolve, milliseconds));
-  }
+  };
+  recorder.start();
+  for (const frame of frames) await show(frame);
   // A frame lasts until the next.
-  track.requestFrame();
+  await show({ ...frames.at(-1)!, milliseconds: 100 });
   recorder.stop();
   await stopped;
   track.stop();
