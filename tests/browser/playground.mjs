@@ -404,6 +404,19 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
         .map((e) => e.outerHTML.slice(0, 80)),
     );
     check(nameless.length === 0, `without a name: ${nameless}`);
+    await person.tab('sample');
+    await page.focus('#tab-sample');
+    for (const [key, name] of [['ArrowRight', 'train'], ['ArrowRight', 'inside'], ['ArrowLeft', 'train'], ['Home', 'sample']]) {
+      await page.keyboard.press(key);
+      await person.until((id) => !document.getElementById(`panel-${id}`).hidden && document.activeElement.id === `tab-${id}`, 10_000, name);
+    }
+    // From the tabs on, each key press reaches a control of the open tab.
+    const reached = [];
+    for (let i = 0; i < 6; i++) {
+      await page.keyboard.press('Tab');
+      reached.push(await page.evaluate(() => Boolean(document.activeElement.closest('#panel-sample'))));
+    }
+    check(reached.every(Boolean), `the keyboard leaves the tab: ${reached}`);
     await page.emulateMediaFeatures([{ name: 'prefers-color-scheme', value: 'dark' }]);
     await person.tab('sample');
     await person.picture('sample-dark');
