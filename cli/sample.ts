@@ -25,8 +25,8 @@ import { families, type OpenFamily, type Part, type PartImages } from './sample_
 import { shardPath, shardRange } from './shard';
 import { addSampleOptions, checkTaken, type SampleOptions } from './sample_options';
 
-/** The digit model that comes with the package. */
-export const bundledModel = (): string => path.join(packageRoot(), 'models', 'digits');
+/** A model that comes with the package: `digits` takes labels, `scenes` prompts. */
+export const bundledModel = (name: 'digits' | 'scenes' = 'digits'): string => path.join(packageRoot(), 'models', name);
 
 export function addSample(program: Command): void {
   const command = addSampleOptions(program.command('sample').description('generate images with a diffusion model; model_index.json says which pipeline it is'));
@@ -36,6 +36,7 @@ export function addSample(program: Command): void {
       `
 Examples:
   bruit sample --labels 0-9 --n 100 --out digits.png
+  bruit sample --prompt "two threes side by side" --prompt "a thick slanted four" --n 16 --out scenes.png
   bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/
   bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors
   bruit sample --n 10000 --labels 0-9 --shard 3/16 --out samples/
@@ -46,7 +47,7 @@ Examples:
     .action(async (asked: SampleOptions) => {
       const options = asked.shard ? { ...asked, out: shardPath(asked.out, asked.shard) } : asked;
       await checkOutputs(options);
-      const model = options.model ?? bundledModel();
+      const model = options.model ?? bundledModel(options.prompt ? 'scenes' : 'digits');
       const folder = openNamedModel(model);
       const kind = await pipelineClass(folder);
       const family = families.find(({ classes }) => classes.test(kind));

@@ -109,7 +109,7 @@ const sane = (least: number, most: number, what: string) => (text: string): numb
 
 export function addSampleOptions(command: Command): Command {
   return command
-    .option('--model <dir|url|hf:name>', "folder in diffusers' layout, its address, or hf:OWNER/NAME[@REVISION][/SUBFOLDER]; the bundled digit model by default")
+    .option('--model <dir|url|hf:name>', "folder in diffusers' layout, its address, or hf:OWNER/NAME[@REVISION][/SUBFOLDER]; a bundled model by default: scenes of digits with --prompt, digits without")
     .requiredOption('--out <path>', 'a grid as .png, tensors as .safetensors, or a folder of PNGs')
     .option('--overwrite', 'replace existing output')
     .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')

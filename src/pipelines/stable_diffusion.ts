@@ -13,7 +13,7 @@ import { timestepFrequencies } from '../engine/ops/timestep_embedding';
 import { normals, RngStream } from '../engine/rng';
 import { numel, showShape, type Shape } from '../engine/shape';
 import type { NormalSource } from '../engine/torch_rng';
-import { asSubfolder, type ModelFolder } from '../io/folder';
+import { asSubfolder, readJson, type ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
 import { encodeImage, latentFactor, sampleLatent, scaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, sumResiduals, type ControlNetConfig } from '../model/controlnet';
@@ -467,6 +467,14 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
   }
 }
 
+/** The guidance scale that `bruit.json` beside model_index.json may name: that of large models is too much for small ones. */
+async function ownGuidance(folder: ModelFolder): Promise<number | undefined> {
+  if (!(await folder.has('bruit.json'))) return undefined;
+  const { guidance_scale: scale } = await readJson(folder, 'bruit.json');
+  check(typeof scale === 'number' && Number.isFinite(scale), 'config', () => `${folder.name}/bruit.json: "guidance_scale" must be a number`);
+  return scale;
+}
+
 /** Stable Diffusion 1 and 2, and latent consistency models made of them. */
 export class StableDiffusionPipeline extends StableDiffusionBase<StableDiffusionOptions> {
   private constructor(
@@ -487,7 +495,7 @@ export class StableDiffusionPipeline extends StableDiffusionBase<StableDiffusion
     check(addition === null || addition === 'text', 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
     const text = { encoder: await Component.open(engine, folder, clipTextEncoder(), options), tokenizer: await loadTokenizer(folder) };
     const consistency = kind.startsWith('LatentConsistencyModel');
-    return new StableDiffusionPipeline(components, text, { guidance_scale: consistency ? 8.5 : 7.5, num_inference_steps: consistency ? 4 : 50, strength: [0.8, 1] });
+    return new StableDiffusionPipeline(components, text, { guidance_scale: (await ownGuidance(folder)) ?? (consistency ? 8.5 : 7.5), num_inference_steps: consistency ? 4 : 50, strength: [0.8, 1] });
   }
 
   protected get textEncoders(): readonly PromptEncoder[] {

@@ -57,6 +57,20 @@ test('image, mask, ControlNets, LoRA and weights of words together', { timeout: 
   expect(differs(one.data, two.data)).toBeLessThan(1e-3);
 });
 
+test('a prompt alone is answered by the bundled scenes, with the guidance that bruit.json names', { timeout: 120_000 }, async () => {
+  const draw = async (...args: string[]): Promise<Buffer> => {
+    const file = join(dir, `${next++}.safetensors`);
+    const { code, stderr } = await bruit('sample', '--prompt', 'two threes side by side', '--steps', '5', '--n', '2', '--out', file, ...args);
+    expect(code, stderr).toBe(0);
+    return readFile(file);
+  };
+  const images = async (file: Buffer): Promise<Float32Array> => (await openSafetensors(bytesSource(file))).readF32('images');
+  const own = await images(await draw());
+  expect(own.length).toBe(2 * 32 * 32);
+  expect(await images(await draw('--guidance', '2'))).toEqual(own);
+  expect(differs(await images(await draw('--guidance', '7.5')), own)).toBeGreaterThan(0.01);
+});
+
 test.each([
   ['pipeline_lcm_tiny', [], undefined],
   ['pipeline_unclip_tiny', ['--prompt', 'a fox', '--prior-num-inference-steps', '2', '--decoder-num-inference-steps', '2', '--super-res-num-inference-steps', '2'], [1, 3, 32, 32]],
