@@ -58,13 +58,18 @@ export async function serve(mounts, { port = 0, headers: always = {} } = {}) {
     respond(request, response).catch(() => response.writeHead(500).end());
   });
   async function respond(request, response) {
-    const path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
+    let path;
+    try {
+      path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
+    } catch {
+      return void response.writeHead(400, always).end();
+    }
     const prefix = Object.keys(mounts)
       .filter((candidate) => path.startsWith(candidate))
       .sort((a, b) => b.length - a.length)[0];
     const file = prefix && normalize(join(mounts[prefix], path.slice(prefix.length) || 'index.html'));
     const info = file?.startsWith(normalize(mounts[prefix]) + sep) && (await stat(file).catch(() => undefined));
-    if (!info?.isFile()) return void response.writeHead(404, always).end();
+    if (!info || !info.isFile()) return void response.writeHead(404, always).end();
     const headers = { ...always, 'content-type': types[extname(file)] ?? 'application/octet-stream', 'accept-ranges': 'bytes', 'cache-control': 'no-store' };
     const [, from, to] = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? '') ?? [];
     if (from === undefined) {

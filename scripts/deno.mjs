@@ -16,7 +16,7 @@ const cache = join(root, 'node_modules', '.cache', 'bruit');
 const denoVersion = '2.9.6';
 
 /** Path of deno: the one on PATH, the one installed earlier, or one installed now from npm. */
-async function findDeno() {
+export async function findDeno() {
   for (const directory of (process.env.PATH ?? '').split(delimiter)) {
     if (directory && existsSync(join(directory, 'deno'))) return join(directory, 'deno');
   }

@@ -40,28 +40,16 @@ const substitutes = {
 const publicFiles = ['engine/device', 'engine/errors', 'io/folder', 'io/source', 'pipelines/ddpm', 'pipelines/stage', 'sampler/program', 'sampler/sample', 'sampler/scheduler_config'].map((file) => fileURLToPath(new URL(`../src/${file}.ts`, import.meta.url)));
 publicFiles.push(createRequire(import.meta.url).resolve('@webgpu/types/dist/index.d.ts'));
 
-/** Bodies of functions that guess, for the end of an error, what a wrong file may be, and that open what no U-Net of this size comes in. */
+/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
 const bodies = {
   hintFor: "return ''",
   otherFormat: "return ''",
+  withSuggestion: 'return name',
+  sameButForOnes: "return ''",
+  tunedVariant: 'return undefined',
+  rescale: 'return guided',
   openSharded: 'return fail(`${index.name}: sharded weights take the whole of bruit`)',
 };
-
-/** In place of fastest-levenshtein, whose speed one error message does not need. */
-const editDistance = `
-  export function distance(a, b) {
-    const row = Array.from({ length: b.length + 1 }, (_, j) => j);
-    for (let i = 1; i <= a.length; i++) {
-      for (let j = 1, diagonal = row[0]; j <= b.length; j++) {
-        const up = row[j];
-        row[0] = i;
-        row[j] = Math.min(up + 1, row[j - 1] + 1, diagonal + (a[i - 1] !== b[j - 1]));
-        diagonal = up;
-      }
-    }
-    return row[b.length];
-  }
-  export const closest = (a, all) => all.reduce((best, b) => (distance(a, b) < distance(a, best) ? b : best));`;
 
 /** The blocks of src/model/k_blocks.ts, which no unconditional checkpoint has: their names are unknown there. */
 const noKBlocks = `
@@ -90,13 +78,11 @@ export function samplingOnly(root) {
       const variable = (path) => `$${paths.indexOf(path)}`;
 
       build.onResolve({ filter: /^wgsl_reflect\// }, () => ({ path: join(root, 'src/engine/wgsl_layout.ts') }));
-      build.onResolve({ filter: /^fastest-levenshtein$/ }, ({ path }) => ({ path, namespace: 'sampling' }));
-      build.onLoad({ filter: /.*/, namespace: 'sampling' }, () => ({ contents: editDistance, loader: 'js' }));
       // A global for now: the texts come to stand side by side, where the compressor sees what they have in common.
       build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
       build.onLoad({ filter: /[\\/]k_blocks\.ts$/ }, () => ({ contents: noKBlocks, loader: 'js' }));
-      // Snippets that only gradients include.
-      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|weights_half|weights_blocks|unpack_|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
+      // Snippets that only gradients include, and masks of texts.
+      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|attention_mask|weights_half|weights_blocks|unpack_|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
       for (const [path, contents] of Object.entries(substitutes)) build.onLoad({ filter: new RegExp(`[\\\\/]${path.replaceAll('/', '[\\\\/]').replace('.', '\\.')}$`) }, () => ({ contents, loader: 'ts' }));
       build.onLoad({ filter: /[\\/]src[\\/](engine|io|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
       build.onEnd(async ({ outputFiles = [] }) => {

@@ -3,6 +3,7 @@ import { signal, useSignal } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
 import { bytes, Choice, downloadLabel, Field, GpuCanvas, message, Problem, Progress, save, Select, Slider } from './components';
 import { adapter, callback, engine } from './engine';
+import { recordWebm } from './webm';
 import type { Download, ModelSource } from './worker/models';
 import type { ModelInfo, ModelPlan, RunResult, SampleSettings, StepInfo } from './worker/sample';
 import type { Quantity } from './worker/trajectory';
@@ -35,7 +36,7 @@ export function adopt(info: ModelInfo): void {
     ...(slow && { steps: 8 }),
     guidance: info.guidance ?? 1,
     labels: info.condition === 'labels' ? info.classes.map((_, i) => i).slice(0, 10) : [],
-    count: info.condition === 'prompt' ? 1 : slow ? 4 : 16,
+    count: info.latent ? 1 : slow ? 4 : 16,
     ...(info.condition === 'prompt' && !settings.value.prompt && { prompt: 'a lighthouse at dawn, oil on canvas' }),
   });
 }
@@ -189,6 +190,7 @@ export function Sample() {
   const quantity = useSignal<Quantity>('x0');
   const step = useSignal(0);
   const running = useSignal(false);
+  const saving = useSignal(false);
   const problem = useSignal('');
   const s = settings.value;
   const info = model.value;
@@ -237,17 +239,20 @@ export function Sample() {
       update(i, { info: at });
     }
   };
-  const exportAs = async (kind: 'png' | 'gif'): Promise<void> => {
+  const exportAs = async (kind: 'png' | 'gif' | 'webm'): Promise<void> => {
     problem.value = '';
+    saving.value = true;
     try {
-      const worker = await engine();
-      const data = kind === 'png' ? await worker.sample.png('sample-a') : await worker.sample.gif('sample-a', quantity.value);
-      save(`bruit-${settings.value.seed}.${kind}`, data, `image/${kind}`);
+      const { sample } = await engine();
+      const data = kind === 'png' ? await sample.png('sample-a') : kind === 'gif' ? await sample.gif('sample-a', quantity.value) : await recordWebm(await sample.frames('sample-a', quantity.value));
+      save(`bruit-${settings.value.seed}.${kind}`, data, kind === 'webm' ? 'video/webm' : `image/${kind}`);
     } catch (e) {
       problem.value = message(e);
+    } finally {
+      saving.value = false;
     }
   };
-  const done = first?.result && !running.value;
+  const done = first?.result && !running.value && !saving.value;
 
   return (
     <div class="split">
@@ -264,8 +269,8 @@ export function Sample() {
           <Select label="Scheduler" value={s.scheduler} options={schedulers} onChange={(scheduler) => set({ scheduler })} />
           <Select label="Compare with" value={other.value} options={[['none', 'nothing'], ...schedulers]} onChange={(value) => (other.value = value)} />
           <Slider label="Steps" value={s.steps} min={1} max={200} onChange={(steps) => set({ steps })} />
-          {info?.guidance !== undefined && <Slider label="Guidance" value={s.guidance} min={0} max={info.condition === 'prompt' ? 20 : 6} step={0.1} onChange={(guidance) => set({ guidance })} hint="1 is none." />}
-          <Slider label="Images" value={s.count} min={1} max={info?.condition === 'prompt' ? 4 : 64} onChange={(count) => set({ count })} />
+          {info?.guidance !== undefined && <Slider label="Guidance" value={s.guidance} min={0} max={info.latent ? 20 : 6} step={0.1} onChange={(guidance) => set({ guidance })} hint="1 is none." />}
+          <Slider label="Images" value={s.count} min={1} max={info?.latent ? 4 : 64} onChange={(count) => set({ count })} />
           <Field label="Seed">
             {(id) => (
               <div class="slider">
@@ -356,6 +361,9 @@ export function Sample() {
           </button>
           <button type="button" disabled={!done} onClick={() => void exportAs('gif')}>
             Save trajectory as GIF
+          </button>
+          <button type="button" disabled={!done} onClick={() => void exportAs('webm')}>
+            Save trajectory as WebM
           </button>
         </div>
       </div>

@@ -1,5 +1,6 @@
 /** Adapter, device, limits and features: what the engine may use, found out once. */
 import { BruitError } from './errors';
+import { Pace } from './pace';
 import { PipelineCache } from './shader';
 
 /** What kernels are chosen by. Every feature is optional; none is required. */
@@ -66,6 +67,8 @@ export interface EngineOptions {
 export class Engine {
   readonly profile: AdapterProfile;
   readonly pipelines: PipelineCache;
+  /** How long submissions may take, and how fast the adapter works. */
+  readonly pace: Pace;
   /** Kernel variants that programs compiled from now on use, by `tuningKey`: filled by `tune`, or from where that was stored. */
   readonly tuning = new Map<string, string>();
   private lostReason: string | undefined;
@@ -76,6 +79,7 @@ export class Engine {
   ) {
     this.profile = profileOf(device);
     this.pipelines = new PipelineCache(device, this.profile);
+    this.pace = new Pace(device.queue, this.profile.kind === 'software');
     void device.lost.then((info) => {
       this.lostReason = `${info.reason || 'unknown reason'}: ${info.message}`;
     });

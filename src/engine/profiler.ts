@@ -95,7 +95,7 @@ async function timeDispatches(program: Program, runs: number): Promise<TimedRun[
         chunk.forEach((s, i) => {
           const pass = encoder.beginComputePass({ label: s.label, timestampWrites: { querySet: sets[c]!, beginningOfPassWriteIndex: 2 * i, endOfPassWriteIndex: 2 * i + 1 } });
           pass.setPipeline(s.pipeline);
-          pass.setBindGroup(0, s.bindGroup);
+          pass.setBindGroup(0, s.bindGroup, s.offsets);
           pass.dispatchWorkgroups(s.workgroups[0], s.workgroups[1]);
           pass.end();
         });

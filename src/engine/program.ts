@@ -5,12 +5,13 @@
  * encodes the flat dispatch list: it creates no GPU resource, writes nothing and reads nothing back.
  */
 import type { BufferView } from './buffer_view';
-import type { Engine } from './device';
+import type { AdapterProfile, Engine } from './device';
 import { BruitError } from './errors';
 import type { Graph, HostData, Tensor } from './graph';
 import { partView } from './group_products';
 import type { Bindable, Cost } from './op';
 import { scale } from './ops/pointwise';
+import { workOf } from './pace';
 import { readsOf, type PlannedNode } from './passes';
 import type { MemoryPlan } from './plan';
 import { bytesOf, padded, planGraph, type Lowered, type PlannedGraph, type Probe } from './planned_graph';
@@ -45,6 +46,8 @@ export interface Step {
   readonly info: EntryInfo;
   readonly pipeline: GPUComputePipeline;
   readonly bindGroup: GPUBindGroup;
+  /** Dynamic offsets of the bind group: which slice this is of a dispatch that may be cut. */
+  readonly offsets: readonly number[];
   readonly workgroups: readonly [number, number];
   readonly cost: Cost;
   /** What is bound to the kernel's variables, by their names. */
@@ -191,15 +194,19 @@ const adviceFor = (t: Bindable): string =>
     : 'Use a smaller batch or image; decode latents in tiles (decodeTiled); train with gradient checkpointing or a smaller batch.';
 
 async function record(engine: Engine, lowered: readonly Lowered[], memory: ProgramMemory): Promise<Step[]> {
-  const { device, profile, pipelines } = engine;
+  const { device, profile, pipelines, pace } = engine;
   const align = profile.limits.minUniformBufferOffsetAlignment;
   const prepared = lowered.flatMap(({ node, specs }) =>
     specs.map((spec) => {
       let { epilogueText } = spec;
+      const cost = spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t));
+      // By what is known of the adapter's speed, with room for its being slower.
+      const long = spec.workgroups > 1 && workOf(cost) > pace.budget / 4;
+      const includes = { ...spec.includes, ...(long && { 'lib/index.wgsl': 'lib/index_of_slice.wgsl' }) };
       const all: Record<string, Bindable> = { ...spec.bindings };
       if (spec.epilogueWidth && node.epilogue) {
         const operands = [node.outputs[0]!, ...node.epilogue.inputs];
-        const base = specialise(spec.shader, { prologue: spec.prologue, includes: spec.includes });
+        const base = specialise(spec.shader, { prologue: spec.prologue, includes });
         epilogueText = emitEpilogue(node.epilogue.program, node.outputs[0]!.shape, operands, {
           width: spec.epilogueWidth,
           firstBinding: 1 + highestBinding(base),
@@ -207,8 +214,8 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
         });
         node.epilogue.inputs.forEach((t, k) => (all[`e${k}`] = t));
       }
-      const text = specialise(spec.shader, { prologue: spec.prologue, includes: spec.includes, epilogue: epilogueText });
-      return { node, spec, all, info: reflect(spec.shader.file, text, spec.entry) };
+      const text = specialise(spec.shader, { prologue: spec.prologue, includes, epilogue: epilogueText });
+      return { node, spec, all, cost, long, info: reflect(spec.shader.file, text, spec.entry) };
     }),
   );
 
@@ -233,7 +240,10 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
     }
     return at;
   });
-  const uniformData = new Uint8Array(Math.max(uniformBytes, 16));
+  // After them, where a dispatch may be cut, the numbers of slices.
+  const slices = prepared.some(({ long }) => long) ? maxSlices : 0;
+  const uniformData = new Uint8Array(uniformBytes + slices * align || 16);
+  for (let i = 0; i < slices; i++) new Uint32Array(uniformData.buffer, uniformBytes + i * align)[0] = i;
   let filled = 0;
   for (const c of chunks) {
     uniformData.set(c, filled);
@@ -242,12 +252,13 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
   const uniforms = memory.createUniforms(uniformData);
 
   const ready = await engine.settle(Promise.all(prepared.map(({ info, spec }) => pipelines.get(info, spec.overrides))));
-  return prepared.map(({ node, spec, all, info }, i): Step => {
+  return prepared.map(({ node, spec, all, cost, long, info }, i): Step => {
     const label = `${node.path || 'graph'}:${node.op.name}${spec.entry === 'forward' ? '' : `.${spec.entry}`}`;
     const entries: GPUBindGroupEntry[] = [];
     for (const [name, { binding, type }] of info.bindings) {
       if (type === 'uniform') {
-        entries.push({ binding, resource: { buffer: uniforms, offset: uniformAt[i]!, size: info.params!.size } });
+        const [offset, size] = name === 'slice' ? [uniformBytes, 16] : [uniformAt[i]!, info.params!.size];
+        entries.push({ binding, resource: { buffer: uniforms, offset, size } });
         continue;
       }
       const t = all[name];
@@ -259,15 +270,15 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
       if (!info.bindings.has(name)) throw new BruitError('shader', `shaders/${info.file} (${info.entry}) does not use a binding '${name}'`);
     }
     if (!Number.isInteger(spec.workgroups) || spec.workgroups < 1) throw new BruitError('shader', `${label}: ${spec.workgroups} workgroups`);
-    const y = Math.ceil(spec.workgroups / profile.limits.maxComputeWorkgroupsPerDimension);
     return {
       label,
       node,
       info,
       pipeline: ready[i]!,
       bindGroup: device.createBindGroup({ label, layout: ready[i]!.getBindGroupLayout(0), entries }),
-      workgroups: [Math.ceil(spec.workgroups / y), y],
-      cost: spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t)),
+      offsets: long ? [0] : [],
+      workgroups: folded(spec.workgroups, profile),
+      cost,
       operands: all,
       params: spec.params ?? {},
     };
@@ -286,25 +297,19 @@ export function nodeCost(node: PlannedNode, stored: (t: Tensor) => number): Cost
 /** A recorded plan with all its GPU objects. */
 export class Program {
   private destroyed = false;
-  /** The steps of each submission: no single one runs for long (UI stalls, watchdogs). */
-  private readonly submissions: readonly (readonly Step[])[];
+  /** The steps of each submission and their work, cut by what the adapter's speed was found to be. */
+  private submissions: readonly Submission[] = [];
+  private cutFor = 0;
 
   constructor(
     readonly engine: Engine,
     private readonly memory: ProgramMemory,
     readonly steps: readonly Step[],
-  ) {
-    const submissions: Step[][] = [[]];
-    let flops = 0;
-    for (const step of steps) {
-      flops += step.cost.flops;
-      if (flops > maxFlopsPerSubmit && submissions.at(-1)!.length) {
-        submissions.push([]);
-        flops = step.cost.flops;
-      }
-      submissions.at(-1)!.push(step);
-    }
-    this.submissions = submissions;
+  ) {}
+
+  /** Flops and bytes of a run, as one number ({@link workOf}). */
+  get work(): number {
+    return this.steps.reduce((n, { cost }) => n + workOf(cost), 0);
   }
 
   /** Planned, naive and unavoidable bytes of activations. */
@@ -342,12 +347,15 @@ export class Program {
   /** Replays the program `times` times. Returns when submitted; await `done()` for the GPU. */
   run(times = 1): void {
     this.assertUsable();
-    const { device } = this.engine;
+    const { device, pace, profile } = this.engine;
     for (let k = 0; k < times; k++) {
-      for (const steps of this.submissions) {
+      const { budget } = pace;
+      if (!(Math.abs(budget / this.cutFor - 1) < 0.3)) this.submissions = cut(this.steps, (this.cutFor = budget), profile);
+      for (const { steps, work } of this.submissions) {
         const encoder = device.createCommandEncoder();
         this.encode(encoder, steps);
         device.queue.submit([encoder.finish()]);
+        pace.submitted(work);
       }
     }
   }
@@ -362,7 +370,7 @@ export class Program {
     let pipeline: GPUComputePipeline | undefined;
     for (const step of steps) {
       if (step.pipeline !== pipeline) pass.setPipeline((pipeline = step.pipeline));
-      pass.setBindGroup(0, step.bindGroup);
+      pass.setBindGroup(0, step.bindGroup, step.offsets);
       pass.dispatchWorkgroups(step.workgroups[0], step.workgroups[1]);
     }
     pass.end();
@@ -397,5 +405,38 @@ export class Program {
   }
 }
 
-/** About 0.1 s on a 1 TFLOP/s GPU. */
-const maxFlopsPerSubmit = 1e11;
+interface Submission {
+  readonly steps: Step[];
+  work: number;
+}
+
+/** Most slices of a dispatch. */
+const maxSlices = 256;
+
+/** Steps in submissions of at most `budget` work each; a longer dispatch in slices of its workgroups. */
+function cut(steps: readonly Step[], budget: number, profile: AdapterProfile): Submission[] {
+  const submissions: Submission[] = [];
+  const add = (step: Step, work: number) => {
+    const last = submissions.at(-1);
+    if (!last || last.work + work > budget) submissions.push({ steps: [step], work });
+    else {
+      last.steps.push(step);
+      last.work += work;
+    }
+  };
+  for (const step of steps) {
+    const work = workOf(step.cost);
+    const groups = step.workgroups[0] * step.workgroups[1];
+    const workgroups = folded(Math.ceil(groups / (step.offsets.length ? Math.min(Math.ceil(work / budget), maxSlices) : 1)), profile);
+    const size = workgroups[0] * workgroups[1];
+    // The last slice may be longer than what is left: kernels check their index.
+    for (let slice = 0; slice * size < groups; slice++) add(size < groups ? { ...step, workgroups, offsets: [slice * profile.limits.minUniformBufferOffsetAlignment] } : step, (work * size) / groups);
+  }
+  return submissions;
+}
+
+/** A number of workgroups over x and y. */
+function folded(workgroups: number, { limits }: AdapterProfile): readonly [number, number] {
+  const y = Math.ceil(workgroups / limits.maxComputeWorkgroupsPerDimension);
+  return [Math.ceil(workgroups / y), y];
+}

@@ -40,7 +40,7 @@ export interface EntryInfo {
   readonly file: string;
   readonly entry: string;
   readonly text: string;
-  /** By variable name, the uniform `params` included. */
+  /** By variable name, the uniforms `params` and `slice` (lib/index_of_slice.wgsl) included. */
   readonly bindings: ReadonlyMap<string, BindingInfo>;
   readonly params: UniformLayout | undefined;
 }
@@ -163,7 +163,7 @@ function reflectEntry(file: string, text: string, entry: string): EntryInfo {
       if (v.group !== 0) throw new BruitError('shader', `shaders/${file}: '${v.name}' is in group ${v.group}; all bindings are in group 0`);
       // resourceType 0 is a uniform buffer, 1 a storage buffer.
       bindings.set(v.name, { binding: v.binding, type: (v.resourceType as number) === 0 ? 'uniform' : v.access === 'read' ? 'read-only-storage' : 'storage' });
-      if ((v.resourceType as number) === 0) {
+      if ((v.resourceType as number) === 0 && v.name !== 'slice') {
         if (v.name !== 'params') throw new BruitError('shader', `shaders/${file}: the uniform must be called 'params', not '${v.name}'`);
         const type = v.type as unknown as { members: { name: string; offset: number; type: { name: string } }[]; size: number };
         params = {
@@ -234,7 +234,7 @@ export class PipelineCache {
     }
     const layout = this.device.createBindGroupLayout({
       label,
-      entries: [...info.bindings.values()].map(({ binding, type }) => ({ binding, visibility: GPUShaderStageFlags.COMPUTE, buffer: { type } })),
+      entries: [...info.bindings].map(([name, { binding, type }]) => ({ binding, visibility: GPUShaderStageFlags.COMPUTE, buffer: { type, hasDynamicOffset: name === 'slice' } })),
     });
     try {
       return await this.device.createComputePipelineAsync({

@@ -6,6 +6,7 @@ import attentionMask from '../../shaders/lib/attention_mask.wgsl';
 import attentionNoMask from '../../shaders/lib/attention_no_mask.wgsl';
 import attentionStore from '../../shaders/lib/attention_store.wgsl';
 import index from '../../shaders/lib/index.wgsl';
+import indexOfSlice from '../../shaders/lib/index_of_slice.wgsl';
 import elements from '../../shaders/lib/elements.wgsl';
 import lanes1 from '../../shaders/lib/lanes_1.wgsl';
 import lanes4 from '../../shaders/lib/lanes_4.wgsl';
@@ -46,6 +47,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/attention_store.wgsl': attentionStore,
   'lib/elements.wgsl': elements,
   'lib/index.wgsl': index,
+  'lib/index_of_slice.wgsl': indexOfSlice,
   'lib/lanes_1.wgsl': lanes1,
   'lib/lanes_4.wgsl': lanes4,
   'lib/log.wgsl': log,

@@ -46,23 +46,18 @@ export function matchCheckpoint(store: TensorStore, expected: ReadonlyMap<string
     mapping.set(name, inFile);
     const actual = store.tensors.get(inFile)!.shape;
     if (actual.length !== shape.length || actual.some((n, i) => n !== shape[i])) {
-      misshaped.push(`${inFile} is [${actual}], the model wants [${shape}]${sameButForOnes(actual, shape) ? ' (a 1x1 convolution against a linear layer: see use_linear_projection in config.json)' : ''}`);
+      misshaped.push(`${inFile} is [${actual}], the model wants [${shape}]${sameButForOnes(actual, shape)}`);
     }
   }
   if (missing.length + unexpected.length + misshaped.length + twice.length === 0) return mapping;
 
-  const withSuggestion = (name: string): string => {
-    if (unexpected.length === 0) return name;
-    const near = closest(name, unexpected);
-    return distance(name, near) <= name.length / 3 ? `${name} (the file has ${near}: is that it?)` : name;
-  };
   const section = (title: string, lines: string[], show = (line: string) => line): string =>
     lines.length === 0 ? '' : `\n${title} (${lines.length}):${lines.slice(0, LISTED).map((line) => `\n  ${show(line)}`).join('')}${lines.length > LISTED ? `\n  … and ${lines.length - LISTED} more` : ''}`;
   const hint = hintFor(store, expected, missing);
   throw new BruitError(
     'checkpoint',
     `${store.name}: its ${store.tensors.size} tensors do not fit the model's ${expected.size} parameters` +
-      section('missing', missing, withSuggestion) +
+      section('missing', missing, (name) => withSuggestion(name, unexpected)) +
       section('unexpected', unexpected) +
       section('wrong shape', misshaped) +
       section('given twice', twice) +
@@ -70,9 +65,16 @@ export function matchCheckpoint(store: TensorStore, expected: ReadonlyMap<string
   );
 }
 
-function sameButForOnes(a: readonly number[], b: readonly number[]): boolean {
+function withSuggestion(name: string, unexpected: readonly string[]): string {
+  if (unexpected.length === 0) return name;
+  const near = closest(name, unexpected);
+  return distance(name, near) <= name.length / 3 ? `${name} (the file has ${near}: is that it?)` : name;
+}
+
+function sameButForOnes(a: readonly number[], b: readonly number[]): string {
   const [short, long] = a.length < b.length ? [a, b] : [b, a];
-  return short.length === 2 && long.length === 4 && short.every((n, i) => n === long[i]) && long[2] === 1 && long[3] === 1;
+  const same = short.length === 2 && long.length === 4 && short.every((n, i) => n === long[i]) && long[2] === 1 && long[3] === 1;
+  return same ? ' (a 1x1 convolution against a linear layer: see use_linear_projection in config.json)' : '';
 }
 
 /** What a file is, told by its names; the first row that matches the file, and not the model, speaks. */

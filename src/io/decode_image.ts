@@ -1,6 +1,8 @@
 import { convertIndexedToRgb, decode as decodePng, hasPngSignature } from 'fast-png';
+import { Unzlib } from 'fflate';
 import { decode as decodeJpegData } from 'jpeg-js';
 import { BruitError } from '../engine/errors';
+import { checkImageSize, jpegSize, MAX_PIXELS } from './image_size';
 
 /** A picture as bytes, [height,width,channels] with 1 (grey) or 3 (RGB) channels. */
 export interface Raster {
@@ -9,9 +11,6 @@ export interface Raster {
   readonly channels: 1 | 3;
   readonly data: Uint8Array;
 }
-
-/** Larger pictures are refused before they are unpacked: 100 million pixels. */
-export const MAX_PIXELS = 100_000_000;
 
 /**
  * Decodes a PNG (any colour type and depth) or JPEG (grey or colour; turned upright by its EXIF orientation), told apart
@@ -32,17 +31,8 @@ function guarded(name: string, kind: string, decode: () => Raster): Raster {
   }
 }
 
-function checkPixels(width: number, height: number, name: string): void {
-  if (width * height > MAX_PIXELS) throw new BruitError('input', `${name}: ${width}x${height} pixels are more than the ${MAX_PIXELS / 1e6} megapixels allowed; make it smaller first.`);
-  if (width * height === 0) throw new BruitError('input', `${name}: has no pixels (${width}x${height}).`);
-}
-
 function rasterFromPng(bytes: Uint8Array, name: string): Raster {
-  if (bytes.length >= 24) {
-    const view = new DataView(bytes.buffer, bytes.byteOffset); // IHDR is always the first chunk
-    checkPixels(view.getUint32(16), view.getUint32(20), name);
-  }
-  const png = decodePng(bytes, { checkCrc: true });
+  const png = decodePng(boundedPng(bytes, name), { checkCrc: true });
   const { width, height, depth } = png;
   let samples: ArrayLike<number> = png.data;
   let channels = png.channels;
@@ -65,6 +55,46 @@ function rasterFromPng(bytes: Uint8Array, name: string): Raster {
   return { width, height, channels: color, data };
 }
 
+/** Samples a pixel by colour type. */
+const PNG_SAMPLES: Readonly<Record<number, number>> = { 0: 1, 2: 3, 3: 1, 4: 2, 6: 4 };
+
+/**
+ * The file without its colour profile, which may unpack to any size, if it declares no more pixels than allowed and its data unpacks to no more than
+ * they take: a few kilobytes of deflate could ask for gigabytes.
+ */
+function boundedPng(bytes: Uint8Array, name: string): Uint8Array {
+  if (bytes.length < 33) return bytes; // the decoder says what is wrong
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  checkImageSize(bytes, name);
+  const [width, height] = [view.getUint32(16), view.getUint32(20)];
+  const bits = bytes[24]! * (PNG_SAMPLES[bytes[25]!] ?? 4);
+  // Rows of interlaced passes, of which there are fewer than twice the height, have a byte for the filter and fill up their last.
+  let left = Math.ceil((width * height * bits) / 8) + 4 * (height + 8);
+  const inflate = new Unzlib((chunk) => {
+    left -= chunk.length;
+    if (left < 0) throw new BruitError('input', `${name}: its data unpacks to more than its ${width}x${height} pixels take.`);
+  });
+  const kept: Uint8Array[] = [];
+  let from = 0;
+  for (let at = 8; at + 12 <= bytes.length; ) {
+    const next = at + 12 + view.getUint32(at);
+    if (next > bytes.length) return bytes;
+    const type = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+    // In pieces, so that what one unpacks to is bounded, too.
+    if (type === 'IDAT') for (let i = at + 8; i < next - 4; i += 2 ** 14) inflate.push(bytes.subarray(i, Math.min(i + 2 ** 14, next - 4)));
+    if (type === 'iCCP') {
+      kept.push(bytes.subarray(from, at));
+      from = next;
+    }
+    at = next;
+  }
+  if (kept.length === 0) return bytes;
+  kept.push(bytes.subarray(from));
+  const out = new Uint8Array(kept.reduce((n, part) => n + part.length, 0));
+  kept.reduce((at, part) => (out.set(part, at), at + part.length), 0);
+  return out;
+}
+
 /** Grey samples of 1, 2 or 4 bits, each row padded to a whole byte, as one number each. */
 function unpackBits(packed: ArrayLike<number>, width: number, height: number, depth: number): Uint8Array {
   const rowBytes = Math.ceil((width * depth) / 8);
@@ -75,25 +105,12 @@ function unpackBits(packed: ArrayLike<number>, width: number, height: number, de
 }
 
 function rasterFromJpeg(bytes: Uint8Array, name: string): Raster {
+  checkImageSize(bytes, name);
   const size = jpegSize(bytes);
-  if (size) checkPixels(size.width, size.height, name);
   // formatAsRGBA false gives 3 channels, equal ones where the file is grey
   const { width, height, data, exifBuffer } = decodeJpegData(bytes, { useTArray: true, formatAsRGBA: false, maxResolutionInMP: MAX_PIXELS / 1e6, maxMemoryUsageInMB: 2048 }) as { width: number; height: number; data: Uint8Array; exifBuffer?: Uint8Array };
   const raster: Raster = size?.components === 1 ? { width, height, channels: 1, data: data.filter((_, i) => i % 3 === 0) } : { width, height, channels: 3, data };
   return upright(raster, exifBuffer ? exifOrientation(exifBuffer) : 1);
-}
-
-/** Size and component count from a JPEG's frame header (SOF), read before any memory is taken for pixels. */
-function jpegSize(bytes: Uint8Array): { width: number; height: number; components: number } | undefined {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-  for (let at = 2; at + 10 <= bytes.length; ) {
-    if (bytes[at] !== 0xff) return undefined;
-    const marker = bytes[at + 1]!;
-    if (marker === 0xff) at++; // fill byte
-    else if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker)) return { height: view.getUint16(at + 5), width: view.getUint16(at + 7), components: bytes[at + 9]! };
-    else at += 2 + view.getUint16(at + 2);
-  }
-  return undefined;
 }
 
 /** The orientation tag (0x0112) of an EXIF block, 1 to 8; 1 where there is none. */

@@ -26,7 +26,7 @@ export interface AutoencoderKLConfig {
   /** Diffusion works on (latent − shift_factor) · scaling_factor. */
   readonly scaling_factor: number;
   readonly shift_factor: number;
-  /** The authors' warning that half precision overflows in this decoder. */
+  /** The authors' warning that half precision overflows in this decoder (SDXL's: black images): {@link autoencoderType} heeds it. */
   readonly force_upcast: boolean;
   readonly use_quant_conv: boolean;
   readonly use_post_quant_conv: boolean;
@@ -69,6 +69,9 @@ export function parseAutoencoderKLConfig(json: unknown, file = 'config.json'): A
 /** A name filter for `WeightStore.load`, for programs that build one half of an autoencoder only. */
 export const autoencoderHalf = (half: 'encoder' | 'decoder') => (name: string): string | null => ((half === 'encoder') === /^(encoder|quant_conv)\./.test(name) ? currentName(name) : null);
 
+/** Type of the activations where `wanted` is asked for: f16 only for autoencoders whose config has `force_upcast` false. diffusers' default is true. */
+export const autoencoderType = ({ force_upcast }: Pick<AutoencoderKLConfig, 'force_upcast'>, wanted: 'f32' | 'f16' = 'f32'): 'f32' | 'f16' => (force_upcast ? 'f32' : wanted);
+
 /** Pixels of an image for one of its latent, along each axis. */
 export const latentFactor = ({ block_out_channels }: Pick<AutoencoderKLConfig, 'block_out_channels'>): number => 2 ** (block_out_channels.length - 1);
 
@@ -103,7 +106,7 @@ export function encodeImage(ctx: ModelContext, config: AutoencoderKLConfig, imag
   }
   let h = ctx.graph.scope('encoder', () => {
     const channels = config.block_out_channels;
-    let x = conv(ctx, 'conv_in', cast(transpose(image, [0, 2, 3, 1]), ctx.computeType ?? 'f32'), channels[0]!);
+    let x = conv(ctx, 'conv_in', cast(transpose(image, [0, 2, 3, 1]), autoencoderType(config, ctx.computeType)), channels[0]!);
     config.down_block_types.forEach((type, i) => {
       x = module(ctx, `down_blocks.${i}`, () => recomputable(ctx, () => {
         let y = x;
@@ -137,7 +140,7 @@ export const decodeLatent = (ctx: ModelContext, config: AutoencoderKLConfig, lat
 export function decodeStart(ctx: ModelContext, config: AutoencoderKLConfig, latent: Tensor, blocks: number): Tensor {
   const { shape } = latent;
   if (shape.length !== 4 || shape[1] !== config.latent_channels) throw new BruitError('shape', `AutoencoderKL: latent ${showShape(shape)} must be [N, ${config.latent_channels}, h, w] (latent_channels of its config)`);
-  let h = cast(transpose(latent, [0, 2, 3, 1]), ctx.computeType ?? 'f32');
+  let h = cast(transpose(latent, [0, 2, 3, 1]), autoencoderType(config, ctx.computeType));
   if (config.use_post_quant_conv) h = conv(ctx, 'post_quant_conv', h, config.latent_channels, { kernel: 1 });
   return ctx.graph.scope('decoder', () => {
     let x = midBlock(ctx, conv(ctx, 'conv_in', h, config.block_out_channels[config.block_out_channels.length - 1]!), config);

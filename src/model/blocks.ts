@@ -6,7 +6,7 @@ import { avgPool2d } from '../engine/ops/avg_pool2d';
 import { concat, split, transpose } from '../engine/ops/copy';
 import { groupNorm as groupNormOp } from '../engine/ops/group_norm';
 import { matmul } from '../engine/ops/matmul';
-import { add, mul, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
+import { add, cast, mul, scale, shift, type PointwiseName } from '../engine/ops/pointwise';
 import { reshape } from '../engine/ops/reshape';
 import { softmax } from '../engine/ops/softmax';
 import { upfirdn2d } from '../engine/ops/upfirdn2d';
@@ -128,18 +128,19 @@ export function selfAttention(ctx: ModelContext, name: string, x: Tensor, o: Att
 
 /**
  * Attention by heads that are too wide for the kernel's registers (the autoencoders' one head of 512), from products and a softmax: q [B,T,heads·D],
- * k and v [B,M,heads·D] → [B,T,heads·D]. Queries are taken in slices, so that no matrix of scores has more than `scores` numbers.
+ * k and v [B,M,heads·D] → [B,T,heads·D]. Queries are taken in slices, so that no matrix of scores has more than `scores` numbers. Scores and
+ * probabilities are f32 whatever the operands are: q·k of trained models exceeds f16.
  */
 export function wideAttention(q: Tensor, k: Tensor, v: Tensor, heads: number, scores = 2 ** 24): Tensor {
   const [b, t, channels] = q.shape as [number, number, number];
   const m = k.shape[1]!;
   const dim = channels / heads;
   const byHead = (x: Tensor, rows: number): Tensor => reshape(transpose(reshape(x, [b, rows, heads, dim]), [0, 2, 1, 3]), [b * heads, rows, dim]);
-  const [queries, keys, values] = [scale(byHead(q, t), 1 / Math.sqrt(dim)), byHead(k, m), byHead(v, m)];
+  const [queries, keys, values] = [scale(cast(byHead(q, t), 'f32'), 1 / Math.sqrt(dim)), byHead(k, m), byHead(v, m)];
   const rows = Math.max(1, Math.floor(scores / (b * heads * m)));
   const sizes = Array.from({ length: Math.ceil(t / rows) }, (_, i) => Math.min(rows, t - i * rows));
   const parts = split(queries, 1, sizes).map((part) => matmul(softmax(matmul(part, keys, { transposeB: true })), values));
-  return reshape(transpose(reshape(concat(parts, 1), [b, heads, t, dim]), [0, 2, 1, 3]), q.shape);
+  return cast(reshape(transpose(reshape(concat(parts, 1), [b, heads, t, dim]), [0, 2, 1, 3]), q.shape), q.dtype as 'f32' | 'f16');
 }
 
 /** Downsample2D with convolution: stride 2; `padding` 0 pads right and bottom by one, as TensorFlow's "same" does. */

@@ -19,7 +19,7 @@ import { accumulateInto } from '../engine/ops/state';
 import { upsampleNearest } from '../engine/ops/upsample_nearest';
 import { compile, tensorUsage, type Program } from '../engine/program';
 import { dtypeBytes, numel, type Shape } from '../engine/shape';
-import { decodeRest, decodeStart, latentFactor, type AutoencoderKLConfig } from './autoencoder_kl';
+import { autoencoderType, decodeRest, decodeStart, latentFactor, type AutoencoderKLConfig } from './autoencoder_kl';
 import type { ModelContext } from './layers';
 import { Parameters, type WeightStore } from './parameters';
 
@@ -33,6 +33,7 @@ export interface TiledDecodeOptions {
    * is as many as there are norms, and gives the whole image's numbers but for what an overlap is too narrow for.
    */
   readonly passes?: number | 'exact';
+  /** Storage of activations, f32 by default. f16 where the config has `force_upcast` false; an image that overflows in it is decoded again in f32. */
   readonly computeType?: 'f32' | 'f16';
   readonly signal?: AbortSignal;
   /** Called after each tile of each pass. */
@@ -45,6 +46,8 @@ export interface TiledImage {
   readonly data: Float32Array;
   /** Bytes of activations of the largest of the programs that ran, one after the other. */
   readonly plannedBytes: number;
+  /** How activations were stored in the end. */
+  readonly computeType: 'f32' | 'f16';
 }
 
 /** A stretch of an axis that one tile computes, in latents. */
@@ -94,7 +97,8 @@ interface Statistics {
 
 /** Decodes `latent` [N,latent_channels,h,w] (unscaled) with the decoder's weights in `weights`. */
 export async function decodeTiled(engine: Engine, config: AutoencoderKLConfig, weights: WeightStore, latent: { readonly shape: Shape; readonly data: Float32Array }, options: TiledDecodeOptions = {}): Promise<TiledImage> {
-  const { tile = 64, overlap = 16, passes = 2, computeType = 'f32', signal, onProgress } = options;
+  const { tile = 64, overlap = 16, passes = 2, signal, onProgress } = options;
+  const computeType = autoencoderType(config, options.computeType);
   if (!Number.isInteger(tile) || !Number.isInteger(overlap) || tile < 2 || overlap < 0 || overlap > tile / 2) throw new BruitError('input', `tile ${tile} and overlap ${overlap} must be whole numbers of latents, the overlap at most half a tile`);
   if (passes !== 'exact' && (!Number.isInteger(passes) || passes < 1)) throw new BruitError('input', `passes ${passes} must be an integer of at least 1, or 'exact'`);
   if (config.up_block_types.includes('AttnUpDecoderBlock2D')) throw new BruitError('config', 'AutoencoderKL: a decoder with AttnUpDecoderBlock2D sees the whole image in every block and cannot be tiled; decode it whole');
@@ -136,7 +140,9 @@ export async function decodeTiled(engine: Engine, config: AutoencoderKLConfig, w
         program.destroy();
       }
     }
-    return { shape, data, plannedBytes };
+    // What overflowed in f16 is infinite and turns every norm behind it into NaN.
+    if (computeType === 'f16' && !data.every(Number.isFinite)) return await decodeTiled(engine, config, weights, latent, { ...options, computeType: 'f32' });
+    return { shape, data, plannedBytes, computeType };
   } finally {
     engine.destroyBuffer(features);
   }

@@ -10,9 +10,9 @@ import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sam
 import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
 import { latentDecoder, latentDecoderOf } from './declarations';
 import type { LatentDecoder } from './preview';
-import { Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
+import { Progress, runStage, toImages, type LatentCall, type PipelineImages } from './stage';
 
-export interface DiTCall extends PipelineCall {
+export interface DiTCall extends LatentCall {
   /** One class for each image, 0 to num_embeds_ada_norm − 1. */
   readonly class_labels: readonly number[];
   /** 4 by default; at most 1 for none. */
@@ -69,6 +69,7 @@ export class DiTPipeline {
         engine,
         call,
         program,
+        ...(call.latents && { latents: call.latents }),
         shape: [n, config.in_channels, size, size],
         guidanceScale,
         weights,

@@ -11,9 +11,9 @@ import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sam
 import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
 import { pixelUNet } from './declarations';
 import type { LatentDecoder } from './preview';
-import { Progress, runStage, toImages, type PipelineCall, type PipelineImages } from './stage';
+import { Progress, runStage, toImages, type LatentCall, type PipelineImages } from './stage';
 
-export interface LDMCall extends PipelineCall {
+export interface LDMCall extends LatentCall {
   /** Images; 1 by default. */
   readonly batch_size?: number;
   /** 50 by default. */
@@ -79,7 +79,7 @@ export class LDMPipeline {
     const shape = [n, unet.config.in_channels, size[0]!, size[1]!] as const;
     const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
-    const latents = await unet.use((weights) => runStage({ engine, call, program, shape, weights, progress, model: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }), timeModel: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }) }));
+    const latents = await unet.use((weights) => runStage({ engine, call, program, ...(call.latents && { latents: call.latents }), shape, weights, progress, model: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }), timeModel: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }) }));
     const decoded = await this.latentDecoder.decode(latents, shape);
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);

@@ -7,7 +7,7 @@ import { numel } from '../engine/shape';
 import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
 import type { SamplerProgram } from '../sampler/program';
-import { createGpuSampler, type GpuSamplerOptions, type SamplerPreview, type StepContext } from '../sampler/sample';
+import { createGpuSampler, type GpuSampler, type GpuSamplerOptions, type SamplerPreview, type StepContext } from '../sampler/sample';
 import { Inputs } from './component';
 
 /** What every pipeline's call takes beside what it makes images of. */
@@ -27,6 +27,14 @@ export interface PipelineCall {
   readonly onRecord?: (name: string, value: Float32Array) => void;
 }
 
+/** What pipelines of one denoising loop take besides. */
+export interface LatentCall extends PipelineCall {
+  /** Standard normal start noise [N, C, h, w]; drawn from the seed by default. */
+  readonly latents?: Float32Array;
+  /** The loop's {@link SamplerRunOptions.onQueued}, with the sampler: latents and predicted x0 can be drawn from its memory. */
+  readonly onQueued?: (sampler: GpuSampler, step: number, total: number) => void;
+}
+
 export interface PipelineImages {
   /** [N, C, H, W] in [0, 1]. */
   readonly images: Float32Array;
@@ -40,7 +48,7 @@ export const toImages = (samples: Float32Array): Float32Array => samples.map((x)
 
 export interface Stage {
   readonly engine: Engine;
-  readonly call: PipelineCall;
+  readonly call: PipelineCall & Pick<LatentCall, 'onQueued'>;
   /** Names of what is recorded begin with it. */
   readonly prefix?: string;
   /** Distinguishes the stages of one pipeline, so that none repeats the noise of another. */
@@ -98,7 +106,7 @@ export const recordSteps = (record: NonNullable<PipelineCall['onRecord']>, prefi
 /** Runs a stage; returns its last sample [N, C, H, W]. */
 export async function runStage(stage: Stage): Promise<Float32Array> {
   const { engine, call, prefix = '', index = 0, program, shape, guidanceScale = 1, weights, model, timeModel, labels, progress } = stage;
-  const { generator, onRecord: record, onPreview } = call;
+  const { generator, onRecord: record, onPreview, onQueued } = call;
   const parameters: Parameters[] = [];
   const contextOf = (graph: Graph, hoist: NonNullable<ModelContext['hoist']>): ModelContext => {
     const own = new Parameters(graph);
@@ -125,7 +133,7 @@ export async function runStage(stage: Stage): Promise<Float32Array> {
     ...drawNoise(generator, program, shape, stage.latents),
     ...(labels && { labels: labels.classes }),
     ...(guided(guidanceScale) && { guidance: { scale: guidanceScale, ...(labels && { nullLabel: labels.none }) } }),
-    preview: onPreview !== undefined,
+    preview: (onPreview ?? onQueued) !== undefined,
     record: record !== undefined,
   });
   try {
@@ -134,6 +142,7 @@ export async function runStage(stage: Stage): Promise<Float32Array> {
     await sampler.run({
       ...(call.signal && { signal: call.signal }),
       onProgress: () => progress.tick(),
+      ...(onQueued && { onQueued: (step: number, total: number) => onQueued(sampler, step, total) }),
       ...((record ?? onPreview) && {
         onPreview: (preview: SamplerPreview) => {
           if (record) recordSteps(record, prefix)(preview);

@@ -395,9 +395,11 @@ export class GpuSampler {
     try {
       this.engine.device.queue.submit([encoder.finish()]);
       onQueued?.(0, total);
-      const pace = new Pace();
+      const { pace } = this.engine;
+      const { work } = this.stepProgram;
       for (let step = 0; step < total; step++) {
-        while (queued.length >= pace.depth) await queued.shift();
+        // Enough to keep the GPU busy while the host is told, few enough that an abort is felt soon.
+        while (queued.length >= Math.min(Math.max(pace.budget / work / 2, 2), 16)) await queued.shift();
         proceed(done);
         this.stepProgram.run();
         onQueued?.(step + 1, total);
@@ -409,7 +411,6 @@ export class GpuSampler {
         }
         queued.push(
           this.stepProgram.done().then(() => {
-            pace.tick();
             done = step + 1;
             if (!ended && !signal?.aborted) onProgress?.(done, total);
           }),
@@ -487,20 +488,6 @@ export class GpuSampler {
   private assertIdle(what: string): void {
     this.engine.assertAlive();
     check(!this.running, 'input', () => `${what}: the sampler is running; wait for run() to settle`);
-  }
-}
-
-/** How many steps to keep queued: enough to keep the GPU busy while the host is told, few enough that an abort is felt soon. */
-class Pace {
-  depth = 2;
-  private last = performance.now();
-
-  /** A step is done. */
-  tick(): void {
-    const now = performance.now();
-    const milliseconds = Math.max(now - this.last, 1);
-    this.last = now;
-    this.depth = Math.min(Math.max(Math.ceil(100 / milliseconds), 2), 16);
   }
 }
 

@@ -5,6 +5,7 @@
 import { Engine } from '../../src/engine/device';
 import { allOps } from '../helpers/all_ops';
 import { hostGoldens, modelGoldens, pipelineGoldens, schedulerGoldens, trainingGoldens, type ReadGolden } from '../helpers/golden_cases';
+import { halfPrecisionChecks } from '../helpers/half_precision';
 import { opChecks, packingChecks } from '../helpers/op_suite';
 
 /**
@@ -59,6 +60,7 @@ async function collectTests(host: Host, device: GPUDevice, defaultDevice: GPUDev
     { name: 'device · doubles an array within the default limits', run: () => doubles(defaultDevice) },
     ...on(engine, allOps.flatMap((suite) => opChecks(suite, { f16: engine.profile.f16, sample: SAMPLE }))),
     ...on(engine, packingChecks()),
+    ...on(engine, engine.profile.f16 ? halfPrecisionChecks() : []),
     ...on(engine, hostGoldens(host.golden)),
     ...on(engine, modelGoldens(host.golden)),
     ...on(defaultEngine, await schedulerGoldens(host.golden)),

@@ -1,7 +1,7 @@
 import { mkdir, mkdtemp, readdir, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { inflateSync } from 'node:zlib';
+import { crc32, deflateSync, inflateSync } from 'node:zlib';
 import fc from 'fast-check';
 import { encode as encodeAny } from 'fast-png';
 import { encode as encodeJpeg } from 'jpeg-js';
@@ -192,6 +192,30 @@ test('decodeImage: damaged, foreign and oversized files are errors that name the
     expect(() => decodeImage(bytes, 'a.png')).toThrow(message);
     expect(() => decodeImage(bytes, 'a.png')).toThrow(BruitError);
   }
+});
+
+/** A PNG chunk. */
+function chunk(type: string, data: Uint8Array): Uint8Array {
+  const out = new Uint8Array(12 + data.length);
+  const view = new DataView(out.buffer);
+  view.setUint32(0, data.length);
+  out.set(new TextEncoder().encode(type), 4);
+  out.set(data, 8);
+  view.setUint32(8 + data.length, crc32(out.subarray(4, 8 + data.length)));
+  return out;
+}
+
+test('decodeImage: data and colour profiles that unpack to far more than the image are not unpacked', () => {
+  const png = encodePng({ width: 8, height: 8, channels: 1, data: new Uint8Array(64).fill(7) });
+  const [header, end] = [png.subarray(0, 33), chunk('IEND', new Uint8Array(0))];
+  const join = (...parts: Uint8Array[]): Uint8Array => Uint8Array.from(parts.flatMap((part) => [...part]));
+  const bomb = deflateSync(new Uint8Array(300e6), { level: 9 });
+  expect(bomb.length).toBeLessThan(400e3);
+  const before = process.memoryUsage().rss;
+  expect(() => decodeImage(join(header, chunk('IDAT', bomb), end), 'bomb.png')).toThrow(/^bomb\.png: its data unpacks to more than its 8x8 pixels take/);
+  const profile = join(header, chunk('iCCP', join(Uint8Array.of(97, 0, 0), bomb)), png.subarray(33));
+  expect(decodeImage(profile, 'profile.png').data).toEqual(new Uint8Array(64).fill(7));
+  expect(process.memoryUsage().rss - before).toBeLessThan(150e6);
 });
 
 async function tree(name: string, files: Record<string, Uint8Array>): Promise<string> {

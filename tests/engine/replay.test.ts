@@ -66,8 +66,10 @@ test('a run makes an encoder and its command buffer, which WebGPU has no way aro
     program.run(3);
     await program.done();
   });
-  const { setPipeline, setBindGroup, dispatchWorkgroups, ...rest } = counted;
-  expect(rest).toEqual({ createCommandEncoder: 3, beginComputePass: 3, end: 3, finish: 3, submit: 3, onSubmittedWorkDone: 1 });
+  const { setPipeline, setBindGroup, dispatchWorkgroups, onSubmittedWorkDone, ...rest } = counted;
+  expect(rest).toEqual({ createCommandEncoder: 3, beginComputePass: 3, end: 3, finish: 3, submit: 3 });
+  // One for `done`, one for the speed, which is asked again when more was submitted meanwhile.
+  expect(onSubmittedWorkDone).toBeLessThanOrEqual(3);
   expect(dispatchWorkgroups).toBe(3 * program.steps.length);
   expect(setBindGroup).toBe(dispatchWorkgroups);
   expect(setPipeline).toBeLessThanOrEqual(dispatchWorkgroups!);

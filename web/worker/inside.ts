@@ -186,7 +186,7 @@ export class InsideTab {
     const pass = encoder.beginComputePass();
     for (const each of stepProgram.steps.slice(0, index + 1)) {
       pass.setPipeline(each.pipeline);
-      pass.setBindGroup(0, each.bindGroup);
+      pass.setBindGroup(0, each.bindGroup, each.offsets);
       pass.dispatchWorkgroups(each.workgroups[0], each.workgroups[1]);
     }
     pass.end();

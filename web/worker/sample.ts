@@ -11,9 +11,10 @@ import { encodePng, imageGrid } from '../../src/io/png';
 import { Parameters } from '../../src/model/parameters';
 import { parseUNet2DConfig, unet2d, unet2dInputs } from '../../src/model/unet2d';
 import { DDPMPipeline, schedulerNames, type SchedulerName } from '../../src/pipelines/ddpm';
-import { StableDiffusionPipeline } from '../../src/pipelines/stable_diffusion';
 import { createSampler, convertSchedulerConfig, type SchedulerConfig } from '../../src/sampler/scheduler_config';
 import type { GpuSampler } from '../../src/sampler/sample';
+import type { Frame } from '../webm';
+import { latentPipelines, openLatentModel, type LatentModel } from './latent_models';
 import { openSource, type Download, type ModelSource } from './models';
 import { Trajectory, type Quantity } from './trajectory';
 import type { CanvasSize, Picture, Views } from './view';
@@ -45,6 +46,8 @@ export interface ModelInfo {
   /** Guidance scale to begin with; absent where the model knows no null label. */
   readonly guidance: number | undefined;
   readonly weights: number;
+  /** It works on latents: images are larger, and fewer fit. */
+  readonly latent: boolean;
 }
 
 export interface SampleSettings {
@@ -78,7 +81,13 @@ export interface RunResult {
   readonly info: StepInfo;
 }
 
-type Model = { readonly kind: 'ddpm'; readonly pipeline: DDPMPipeline } | { readonly kind: 'sd'; readonly pipeline: StableDiffusionPipeline };
+type Model = { readonly info: ModelInfo } & ({ readonly kind: 'ddpm'; readonly pipeline: DDPMPipeline } | { readonly kind: 'latent'; readonly pipeline: LatentModel });
+
+const pixelPipelines = ['DDPMPipeline', 'DDIMPipeline', 'PNDMPipeline', 'ScoreSdeVePipeline'];
+const isLatent = (name: string): name is (typeof latentPipelines)[number] => (latentPipelines as readonly string[]).includes(name);
+/** Why a class of model_index.json does not run here. */
+const notHere = (name: string): string | undefined =>
+  isLatent(name) || pixelPipelines.includes(name) ? undefined : `This page samples ${[...pixelPipelines, ...latentPipelines].join(', ')}; model_index.json names ${name}. The command line (bruit sample) runs more.`;
 
 interface Run {
   readonly settings: SampleSettings;
@@ -112,10 +121,7 @@ export class SampleTab {
     if (downloadBytes === 0) downloadBytes = (await folder.sizes?.(files)) ?? 0;
     const { maxStorageBufferBindingSize: bindingLimit } = this.engine.profile.limits;
     const base = { name: folder.name, pipeline, downloadBytes, batch, bindingLimit };
-    if (!/^(DDPM|DDIM|PNDM|ScoreSdeVe)Pipeline$/.test(pipeline)) {
-      const problem = pipeline === 'StableDiffusionPipeline' ? undefined : `This page samples DDPM, DDIM, PNDM, ScoreSdeVe and Stable Diffusion pipelines; model_index.json names ${pipeline}.`;
-      return { ...base, weightBytes: downloadBytes, activationBytes: undefined, problem };
-    }
+    if (!pixelPipelines.includes(pipeline)) return { ...base, weightBytes: downloadBytes, activationBytes: undefined, problem: notHere(pipeline) };
     const unet = parseUNet2DConfig(await readJson(folder, 'unet/config.json'), `${folder.name}/unet/config.json`);
     const graph = new Graph();
     const parameters = new Parameters(graph);
@@ -131,25 +137,23 @@ export class SampleTab {
   async load(source: ModelSource, onDownload: (d: Download) => void): Promise<ModelInfo> {
     const folder: ModelFolder = openSource(source, onDownload);
     const pipeline = String((await readJson(folder, 'model_index.json'))._class_name);
+    const problem = notHere(pipeline);
+    check(problem === undefined, 'config', () => `${folder.name}: ${problem}`);
     let model: Model;
-    let info: ModelInfo;
-    if (pipeline.startsWith('StableDiffusion')) {
-      const loaded = await StableDiffusionPipeline.fromFolder(this.engine, folder, { keep: true });
-      const factor = 2 ** (loaded.vae.config.block_out_channels.length - 1);
-      const [h, w] = loaded.unet.config.sample_size ?? [64, 64];
-      model = { kind: 'sd', pipeline: loaded };
-      info = { name: folder.name, pipeline, condition: 'prompt', classes: [], size: [h * factor, w * factor], scheduler: loaded.scheduler._class_name, guidance: 7.5, weights: 0 };
+    if (isLatent(pipeline)) {
+      const loaded = await openLatentModel(this.engine, folder, pipeline);
+      model = { kind: 'latent', pipeline: loaded, info: { name: folder.name, pipeline, ...loaded.info, scheduler: loaded.scheduler._class_name, weights: 0, latent: true } };
     } else {
       const loaded = await DDPMPipeline.fromFolder(this.engine, folder);
       const { unet, guidance } = loaded;
       const count = unet.class_embed_type === null ? (unet.num_class_embeds ?? 0) : 0;
       const classes = Array.from({ length: count }, (_, i) => guidance?.class_names?.[i] ?? String(i)).filter((_, i) => i !== guidance?.null_label);
-      model = { kind: 'ddpm', pipeline: loaded };
-      info = { name: folder.name, pipeline, condition: count ? 'labels' : 'none', classes, size: unet.sample_size ?? [64, 64], scheduler: loaded.scheduler._class_name, guidance: guidance?.guidance_scale, weights: loaded.weights.count };
+      const info = { name: folder.name, pipeline, condition: count ? 'labels' : 'none', classes, size: unet.sample_size ?? [64, 64], scheduler: loaded.scheduler._class_name, guidance: guidance?.guidance_scale, weights: loaded.weights.count, latent: false } as const;
+      model = { kind: 'ddpm', pipeline: loaded, info };
     }
     this.free();
     this.model = model;
-    return info;
+    return model.info;
   }
 
   /** The loaded model, for the tab that looks inside. */
@@ -184,21 +188,13 @@ export class SampleTab {
       const { pipeline } = model;
       const scheduler = schedulerOf(pipeline.scheduler, settings.scheduler);
       const program = createSampler(scheduler, { numInferenceSteps: settings.steps });
-      const factor = 2 ** (pipeline.vae.config.block_out_channels.length - 1);
-      const [h, w] = pipeline.unet.config.sample_size ?? [64, 64];
-      const shape = [settings.count, pipeline.vae.config.latent_channels, h, w] as const;
+      const shape = pipeline.shape(settings.count);
       run = this.begin(canvas, settings, new Trajectory(this.engine, shape, program, scheduler));
       const { data, shape: image } = await pipeline.generate({
-        prompt: settings.prompt,
-        negative_prompt: settings.negativePrompt,
-        num_images_per_prompt: settings.count,
-        num_inference_steps: settings.steps,
-        guidance_scale: settings.guidance,
-        height: h * factor,
-        width: w * factor,
+        settings,
+        labels: settings.labels.length > 0 ? [...labelsOf(settings)] : [],
         scheduler,
-        seed: settings.seed,
-        ...(settings.towards !== undefined && { latents: between(settings.seed, settings.towards, shape) }),
+        latents: settings.towards === undefined ? undefined : between(settings.seed, settings.towards, shape),
         signal,
         onQueued: (sampler, step) => {
           if (step === 0) begun = performance.now();
@@ -236,18 +232,29 @@ export class SampleTab {
     return encodePng(imageGrid(images, { padding: 2 }), this.description(run));
   }
 
-  /** The trajectory of a quantity as an animation. */
-  async gif(canvas: string, quantity: Quantity): Promise<Uint8Array> {
+  /** The trajectory of a quantity as an animation, at most 60 frames and the result. */
+  async frames(canvas: string, quantity: Quantity): Promise<Frame[]> {
     const run = this.last(canvas);
-    const encoder = GIFEncoder();
     const { total } = run.trajectory;
     const stride = Math.max(1, Math.floor(total / 60));
+    const frames: Frame[] = [];
     for (let step = 0; step <= total; step = step === total ? total + 1 : Math.min(step + stride, total)) {
       const { width, height, channels, data } = imageGrid(await this.images(run, step, step === total ? 'x0' : quantity), { padding: 2 });
-      const rgba = new Uint8Array(width * height * 4).fill(255);
+      const rgba = new Uint8ClampedArray(width * height * 4).fill(255);
       for (let i = 0; i < width * height; i++) for (let c = 0; c < 3; c++) rgba[4 * i + c] = data[i * channels + (channels === 3 ? c : 0)]!;
-      const palette = quantize(rgba, 256);
-      encoder.writeFrame(applyPalette(rgba, palette), width, height, { palette, delay: step === total ? 2000 : 80 });
+      frames.push({ width, height, rgba, milliseconds: step === total ? 2000 : 80 });
+    }
+    // Latents are smaller than the image that they end as; an animation has one size.
+    const last = frames.at(-1)!;
+    return frames.map((frame) => resized(frame, last));
+  }
+
+  async gif(canvas: string, quantity: Quantity): Promise<Uint8Array> {
+    const encoder = GIFEncoder();
+    for (const { width, height, rgba, milliseconds } of await this.frames(canvas, quantity)) {
+      const pixels = new Uint8Array(rgba.buffer);
+      const palette = quantize(pixels, 256);
+      encoder.writeFrame(applyPalette(pixels, palette), width, height, { palette, delay: milliseconds });
     }
     encoder.finish();
     return encoder.bytes();
@@ -266,12 +273,13 @@ export class SampleTab {
   }
 
   private description({ settings, trajectory }: Run): Record<string, string> {
+    const { info } = this.model!;
     const { prompt, negativePrompt, labels, towards, ...rest } = settings;
     const made = {
-      model: this.model!.pipeline.name,
+      model: info.name,
       ...rest,
       scheduler: trajectory.program.className,
-      ...(this.model!.kind === 'sd' ? { prompt, negative_prompt: negativePrompt } : { labels }),
+      ...(info.condition === 'prompt' ? { prompt, negative_prompt: negativePrompt } : info.condition === 'labels' ? { labels } : {}),
       ...(towards !== undefined && { towards }),
     };
     return { Software: 'bruit', parameters: JSON.stringify(made) };
@@ -331,6 +339,15 @@ export class SampleTab {
     this.model?.pipeline.destroy();
     this.model = undefined;
   }
+}
+
+/** To the size of another, by its nearest pixels. */
+function resized(frame: Frame, { width, height }: Frame): Frame {
+  if (frame.width === width && frame.height === height) return frame;
+  const rgba = new Uint8ClampedArray(width * height * 4);
+  const [from, to] = [new Uint32Array(frame.rgba.buffer), new Uint32Array(rgba.buffer)];
+  for (let y = 0; y < height; y++) for (let x = 0; x < width; x++) to[y * width + x] = from[Math.floor((y * frame.height) / height) * frame.width + Math.floor((x * frame.width) / width)]!;
+  return { ...frame, width, height, rgba };
 }
 
 /** Image by image; a walk between seeds stays with one. */

@@ -6,6 +6,7 @@ import { BatchLoader, checkIndex, type ImageDataset } from '../../src/data/datas
 import { bytesToSigned } from '../../src/data/transform';
 import type { Engine } from '../../src/engine/device';
 import { BruitError, check } from '../../src/engine/errors';
+import { checkImageSize } from '../../src/io/image_size';
 import { bytesSource } from '../../src/io/source';
 import { samplerModel } from '../../src/pipelines/ddpm';
 import { createGpuSampler, type GpuSampler } from '../../src/sampler/sample';
@@ -49,6 +50,8 @@ const checkpointFile = 'checkpoint.zip';
 const imagesFile = 'images.bin';
 /** A checkpoint that unpacks to more is none of ours. */
 const largestCheckpoint = 2 * 2 ** 30;
+/** Bytes of a picture's file. */
+const largestPicture = 64 * 2 ** 20;
 
 /** The recipe of a run, as `bruit train` reads it. */
 function recipeOf(s: TrainSettings, { shape: [channels, size], classes }: ImageDataset) {
@@ -99,6 +102,9 @@ export class TrainTab {
     const data = new Uint8Array(chosen.length * channels * plane);
     const canvas = new OffscreenCanvas(pixels, pixels).getContext('2d', { willReadFrequently: true })!;
     for (const [n, file] of chosen.entries()) {
+      check(file.size <= largestPicture, 'input', () => `${file.name}: a picture of ${file.size} bytes; at most ${largestPicture} are read`);
+      // A JPEG's size stands behind its metadata, an embedded preview and a colour profile.
+      checkImageSize(new Uint8Array(await file.slice(0, 2 ** 20).arrayBuffer()), file.name);
       let bitmap: ImageBitmap;
       try {
         bitmap = await createImageBitmap(file);
