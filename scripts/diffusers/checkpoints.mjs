@@ -39,7 +39,7 @@ function same(folder, { sample, load }) {
   run(python, ['scripts/diffusers/load.py', folder, file, '--steps', '3', '--seed', '5', ...load]);
 }
 
-const train = { steps: 4, batch_size: 2, learning_rate: 0.01, checkpoint_every: 4, ema_decay: 0.5 };
+const train = { steps: 4, batch_size: 2, learning_rate: 0.03, checkpoint_every: 4, ema_decay: 0.5 };
 const scenes = { source: 'scenes', count: 40, size: 32 };
 const ddim = { _class_name: 'DDIMScheduler', prediction_type: 'v_prediction', timestep_spacing: 'trailing', clip_sample: false };
 const blocks = (name, n) => Array.from({ length: n }, () => name);
@@ -74,7 +74,12 @@ same(text, { sample: prompt, load: prompt });
 const lora = join(trained('lora', { pipeline: text, data: scenes, train: { ...train, method: 'lora', lora_rank: 2, lora_target: 'all' } }), 'pytorch_lora_weights.safetensors');
 same(text, { sample: [...prompt, '--lora', lora], load: [...prompt, '--lora', lora] });
 
-const embeds = join(trained('inversion', { pipeline: text, data: scenes, train: { ...train, method: 'textual_inversion', placeholder_token: 'seven', initializer_token: 'three', num_vectors: 2 } }), 'learned_embeds.safetensors');
+// Pictures whose captions hold the new word.
+const pictures = at('pictures');
+bruit('sample', '--model', text, '--out', pictures, '--overwrite', '--n', '4', '--steps', '2', ...prompt);
+writeFileSync(join(pictures, 'metadata.jsonl'), readdirSync(pictures).filter((file) => file.endsWith('.png')).map((file) => `${JSON.stringify({ file_name: file, text: 'a <one>' })}\n`).join(''));
+const inversion = { method: 'textual_inversion', placeholder_token: '<one>', initializer_token: 'three', num_vectors: 2 };
+const embeds = join(trained('inversion', { pipeline: text, data: { source: 'captions', path: pictures, size: 32 }, train: { ...train, ...inversion } }), 'learned_embeds.safetensors');
 same(text, { sample: prompt, load: [...prompt, '--embeds', embeds] });
 
 const dit = exported('dit', trained('dit', {

@@ -1,4 +1,4 @@
-"""Random UNet2DConditionModels with random weights and inputs, and what diffusers computes of them, as cases for `bruit verify`.
+"""Random UNet2DConditionModels with random weights and inputs, and what diffusers computes of them in float64, as cases for `bruit verify`.
 
     python scripts/diffusers/fuzz_unet.py OUT --count 60 --seed 0
     node scripts/run.mjs scripts/diffusers/verify_all.ts OUT
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
+from torch.utils._pytree import tree_map
 
 
 def draw(r):
@@ -104,6 +105,10 @@ def draw(r):
     return config, more, (tokens, states), label
 
 
+def wide(x):
+    return tree_map(lambda t: t.double() if torch.is_tensor(t) and t.is_floating_point() else t, x)
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("out", type=Path)
@@ -142,9 +147,14 @@ def main():
             if config["time_cond_proj_dim"]:
                 io["timestep_cond"] = call["timestep_cond"] = torch.randn(2, config["time_cond_proj_dim"])
             with torch.no_grad():
-                io["output"] = model(io["sample"], io["timestep"], io.get("encoder_hidden_states"), added_cond_kwargs=added, **call).sample
-            if not io["output"].isfinite().all():
-                raise ValueError("not finite")
+                single = model(io["sample"], io["timestep"], io.get("encoder_hidden_states"), added_cond_kwargs=added, **call).sample
+                args, named = wide((io["sample"], io["timestep"], io.get("encoder_hidden_states"))), {k: wide(v) for k, v in call.items()}
+                exact = model.double()(*args, added_cond_kwargs=wide(added), **named).sample
+                model.float()
+            # A norm over a few numbers can make rounding large: then nothing is shown by a difference.
+            if not (single - exact).abs().max() < 2e-5 * exact.abs().max():
+                raise ValueError(f"float32 is {(single - exact).abs().max():.1e} away from float64")
+            io["output"] = exact.float()
         except Exception as e:  # noqa: BLE001: what diffusers cannot do is not asked of others
             refused += 1
             print(f"drawn again: {type(e).__name__}: {str(e)[:100]}")

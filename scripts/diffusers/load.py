@@ -45,23 +45,28 @@ def main():
     pipe.set_progress_bar_config(disable=True)
     if type(pipe).__name__ != index["_class_name"]:
         sys.exit(f"{o.folder} opened as {type(pipe).__name__}")
+    call = {"num_inference_steps": o.steps, "output_type": "np"}
+    if o.prompt:
+        call["prompt"] = o.prompt
+    if o.labels:
+        call["class_labels"] = o.labels
+
+    def run():
+        with torch.no_grad():
+            return np.asarray(pipe(**call, generator=torch.Generator().manual_seed(o.seed)).images).transpose(0, 3, 1, 2)
+
     if o.lora:
+        plain = run()
         pipe.load_lora_weights(o.lora)
-        if not pipe.get_list_adapters():
-            sys.exit(f"{o.lora}: no adapter was loaded")
+        if np.abs(plain - run()).max() < 1e-3:
+            sys.exit(f"{o.lora} changes nothing")
     if o.embeds:
         (word, rows), = load_file(o.embeds).items()
         pipe.load_textual_inversion(o.embeds, token=word)
         ids = pipe.tokenizer(pipe.maybe_convert_prompt(word, pipe.tokenizer), add_special_tokens=False).input_ids
         if not torch.equal(pipe.text_encoder.get_input_embeddings().weight[ids].detach().float(), rows):
             sys.exit(f"{o.embeds}: the rows of {word} are not the file's")
-    call = {"generator": torch.Generator().manual_seed(o.seed), "num_inference_steps": o.steps, "output_type": "np"}
-    if o.prompt:
-        call["prompt"] = o.prompt
-    if o.labels:
-        call["class_labels"] = o.labels
-    with torch.no_grad():
-        images = np.asarray(pipe(**call).images).transpose(0, 3, 1, 2)
+    images = run()
     expected = load_file(o.expected)["images"].numpy()
     if images.shape[1] != expected.shape[1]:
         sys.exit(f"{images.shape} and {expected.shape}")
