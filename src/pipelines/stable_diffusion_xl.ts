@@ -39,7 +39,7 @@ export interface StableDiffusionXLOptions extends StableDiffusionOptions {
 }
 
 /** Classes of model_index.json that {@link StableDiffusionXLPipeline} runs. */
-export const stableDiffusionXLClass = /^StableDiffusionXL(Img2Img|Inpaint|ControlNet(Img2Img)?)?Pipeline$/;
+export const stableDiffusionXLClass = /^StableDiffusionXL(Img2Img|Inpaint|ControlNet(Img2Img|Inpaint)?)?Pipeline$/;
 
 export class StableDiffusionXLPipeline extends StableDiffusionBase<StableDiffusionXLOptions> {
   private constructor(
