@@ -58,6 +58,11 @@ Examples:
       let pipeline: OpenFamily | undefined;
       try {
         await refuseTooLarge(engine, folder, kind, options);
+        for (const name of [...(options.superResolution ?? []), ...(options.refiner === undefined ? [] : [options.refiner])]) {
+          const { controlnet: _, height: __, width: ___, ...rest } = options;
+          const next = openNamedModel(name);
+          await refuseTooLarge(engine, next, await pipelineClass(next), name === options.refiner ? { ...rest, height: options.height, width: options.width } : rest);
+        }
         pipeline = await open(engine, folder);
         const range = options.shard && shardRange(options.shard, options.n ?? pipeline.count);
         if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
@@ -73,7 +78,7 @@ Examples:
 }
 
 /** Before any weight is fetched. Memory of a GPU is unknown to WebGPU, but that of a software adapter is the machine's. */
-async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, controlnet = [] }: SampleOptions): Promise<void> {
+async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, controlnet = [] }: Pick<SampleOptions, 'batch' | 'guidanceScale' | 'weights' | 'controlnet'> & { readonly height?: number | undefined; readonly width?: number | undefined }): Promise<void> {
   // A training run's folder has several U-Nets, and DDPM's batches are small.
   if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
   const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
@@ -220,7 +225,7 @@ export async function writeImages(out: string, { images, shape, labels }: Genera
   const batch = { data: images, shape };
   const text = { Software: 'bruit', parameters: JSON.stringify(made) };
   if (out.endsWith('.safetensors')) {
-    const tensors = [{ name: 'images', dtype: 'F32' as const, shape: [...shape], data: images }];
+    const tensors = [{ name: made.outputType === 'latent' ? 'latents' : 'images', dtype: 'F32' as const, shape: [...shape], data: images }];
     await mkdir(path.dirname(out), { recursive: true });
     await writeFileAtomic(out, writeSafetensors(labels ? [...tensors, { name: 'labels', dtype: 'I32' as const, shape: [labels.length], data: labels }] : tensors, { parameters: text.parameters }), { overwrite });
   } else if (out.endsWith('.png')) {

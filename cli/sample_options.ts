@@ -43,6 +43,7 @@ export interface SampleOptions {
   readonly image?: readonly string[];
   readonly maskImage?: readonly string[];
   readonly strength?: number;
+  readonly outputType?: 'latent';
   readonly controlnet?: readonly string[];
   readonly controlImage?: readonly string[];
   readonly controlnetConditioningScale?: readonly number[];
@@ -51,6 +52,9 @@ export interface SampleOptions {
   readonly guessMode?: boolean;
   readonly lora?: readonly string[];
   readonly originalInferenceSteps?: number;
+  readonly denoisingStart?: number;
+  readonly denoisingEnd?: number;
+  readonly refiner?: string;
   readonly prompt_2?: readonly string[];
   readonly negativePrompt_2?: readonly string[];
   readonly originalSize?: Pair;
@@ -144,6 +148,7 @@ export function addSampleOptions(command: Command): Command {
     .option('--guidance-rescale <factor>', 'Lin et al. 2023: 0.7 for models with zero terminal SNR', number)
     .option('--image <file>', 'PNG or JPEG to begin with, or to be painted into (also: UnCLIP image variations)', texts)
     .option('--mask, --mask-image <file>', 'white is to be painted, black kept', texts)
+    .addOption(new Option('--output-type <kind>', 'latents instead of images, as .safetensors; --image reads them').choices(['latent']))
     .option('--strength <number>', 'how far to leave the image, 0 to 1', number)
     .option('--controlnet <dir|url|hf:name>', 'a ControlNet; may be given several times', texts)
     .option('--control-image <file>', 'what it follows, one for each', texts)
@@ -154,6 +159,9 @@ export function addSampleOptions(command: Command): Command {
     .option('--lora <file[:scale]>', 'low-rank weights; may be given several times', texts)
     .option('--original-inference-steps <count>', 'LCM: steps that the model was distilled with', positiveInteger)
     .optionsGroup('SDXL:')
+    .option('--refiner <dir|url|hf:name>', 'the model for the last part of the steps, from --denoising-end on (0.8 by default)')
+    .option('--denoising-end <part>', 'stop after this part of the steps, more than 0 and less than 1', number)
+    .option('--denoising-start <part>', 'leave this part out: --image holds the latents of a --denoising-end', number)
     .option('--prompt-2 <text>', 'for the second text encoder; --prompt by default', texts)
     .option('--negative-prompt-2 <text>', 'for the second text encoder', texts)
     .option('--original-size <h,w>', 'size that the image is said to have had', pair)

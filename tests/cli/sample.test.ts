@@ -84,3 +84,17 @@ test.each([
   }
   expect((await sample(model, ...args)).shape).toEqual(shape);
 });
+
+test('SDXL in two parts, with a refiner or by latents in a file, is SDXL in one', { timeout: 240_000 }, async () => {
+  const common = ['--prompt', 'a fox', '--steps', '3', '--scheduler', 'ddim', '--height', '16', '--width', '16'];
+  const whole = await sample('pipeline_xl_tiny', ...common);
+  const refined = await sample('pipeline_xl_tiny', ...common, '--refiner', goldenPath('pipeline_xl_tiny'), '--denoising-end', '0.5');
+  expect(differs(whole.data, refined.data)).toBeLessThan(1e-4);
+  const latents = join(dir, 'latents.safetensors');
+  const base = ['sample', '--model', goldenPath('pipeline_xl_tiny'), ...common];
+  expect(await bruit(...base, '--denoising-end', '0.5', '--output-type', 'latent', '--out', latents)).toMatchObject({ code: 0 });
+  const second = await sample('pipeline_xl_tiny', '--prompt', 'a fox', '--steps', '3', '--scheduler', 'ddim', '--image', latents, '--denoising-start', '0.5');
+  expect(differs(refined.data, second.data)).toBeLessThan(1e-4);
+  expect(await bruit(...base, '--denoising-end', '1.5', '--out', join(dir, 'never.png'))).toMatchObject({ code: 2, stderr: expect.stringMatching(/denoising_end 1\.5 must be more than 0 and less than 1/) as string });
+  expect(await bruit(...base, '--denoising-start', '0.5', '--out', join(dir, 'never.png'))).toMatchObject({ code: 2, stderr: expect.stringMatching(/--denoising-start needs an --image/) as string });
+});
