@@ -82,7 +82,7 @@ export default defineConfig(
   {
     // Functions that run in the page.
     files: ['tests/browser/*.mjs'],
-    languageOptions: { globals: Object.fromEntries(['document', 'navigator', 'location', 'scrollTo', 'DataTransfer', 'DragEvent', 'Event', 'File', 'HTMLInputElement', 'HTMLSelectElement', 'HTMLTextAreaElement', 'OffscreenCanvas'].map((name) => [name, 'readonly'])) },
+    languageOptions: { globals: Object.fromEntries(['document', 'navigator', 'location', 'scrollTo', 'Blob', 'DataTransfer', 'DragEvent', 'Event', 'File', 'HTMLInputElement', 'HTMLSelectElement', 'HTMLTextAreaElement', 'OffscreenCanvas'].map((name) => [name, 'readonly'])) },
   },
   {
     files: ['bench/**/*.mjs'],

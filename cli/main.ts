@@ -13,8 +13,8 @@ import { addTrain } from './train';
 import { addTune } from './tune';
 import { addVerify } from './verify';
 
-/** Errors of the machine and not of what was asked for. */
-const failures = new Set(['device', 'limit', 'shader', 'aborted']);
+/** Errors of the machine or of the run, and not of what was asked for. */
+const failures = new Set(['device', 'limit', 'shader', 'aborted', 'nan']);
 
 /** Errors that list several things do so in lines; here they become clauses. */
 const oneLine = (message: string): string => `bruit: ${message.trim().replace(/^error: /, '').replace(/([.,:;]?)\s*\n\s*/g, (_, end: string) => `${end || ';'} `)}\n`;

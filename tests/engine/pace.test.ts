@@ -108,9 +108,10 @@ test('submissions of a program, one long dispatch among them, come under the bou
   const total = after.reduce((a, b) => a + b);
   console.log(`${first.length} submission(s) of up to ${Math.max(...first).toFixed(0)} ms became ${after.length} of up to ${Math.max(...after).toFixed(0)} ms, ${total.toFixed(0)} ms in all`);
   if (total > 2 * bound) expect(after.length).toBeGreaterThan(first.length);
-  // A shared machine may hold up one of them.
+  // A shared machine may hold up some of them, and be slower than it was when its speed was measured.
   const sorted = [...after].sort((a, b) => a - b);
-  expect(sorted[Math.floor(sorted.length * 0.8)]).toBeLessThan(2 * bound);
+  expect(sorted[sorted.length >> 1]).toBeLessThan(2 * bound);
+  expect(sorted[Math.floor(sorted.length * 0.8)]).toBeLessThan(4 * bound);
   expect(await program.read(y)).toEqual(before);
   program.destroy();
 });

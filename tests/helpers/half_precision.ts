@@ -34,7 +34,7 @@ async function decoder(engine: Engine, gain: number): Promise<WeightStore> {
   const store = new WeightStore(engine, parameters.specs.values());
   store.initialise(3);
   const name = 'decoder.conv_in.weight';
-  await store.write(name, (await store.read(name)).map((v) => v * gain));
+  store.write(name, (await store.read(name)).map((v) => v * gain));
   return store;
 }
 
