@@ -78,11 +78,11 @@ Examples:
 }
 
 /** Before any weight is fetched. Memory of a GPU is unknown to WebGPU, but that of a software adapter is the machine's. */
-async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, controlnet = [] }: Pick<SampleOptions, 'batch' | 'guidanceScale' | 'weights' | 'controlnet'> & { readonly height?: number | undefined; readonly width?: number | undefined }): Promise<void> {
+async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, vaeTiling, controlnet = [] }: Pick<SampleOptions, 'batch' | 'guidanceScale' | 'weights' | 'vaeTiling' | 'controlnet'> & { readonly height?: number | undefined; readonly width?: number | undefined }): Promise<void> {
   // A training run's folder has several U-Nets, and DDPM's batches are small.
   if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
   const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
-  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, weights: weights === 'auto' ? 'f16' : weights, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
+  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, weights: weights === 'auto' ? 'f16' : weights, ...latent, vaeTiling, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
   checkMemory(memory, engine.profile, engine.profile.kind === 'software' ? os.totalmem() : undefined);
 }
 

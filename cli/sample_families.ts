@@ -67,7 +67,7 @@ export interface Family {
 const given = <K extends string, T>(key: K, value: T | undefined): Partial<Record<K, T>> => (value === undefined ? {} : ({ [key]: value } as Record<K, T>));
 const callOf = ({ seed, sampleOffset, generator, signal, onProgress, onPreview }: Part): PipelineCall => ({ seed, sampleOffset, signal, onProgress, ...given('generator', generator), ...given('onPreview', onPreview) });
 const scheduled = ({ scheduler }: SampleOptions, own: SchedulerConfig): Partial<Record<'scheduler', SchedulerConfig>> => (scheduler === undefined ? {} : { scheduler: convertSchedulerConfig(own, schedulerNames[scheduler]) });
-const loadingOf = ({ keep, weights }: SampleOptions): LoadingOptions => ({ keep: keep === true, weights });
+const loadingOf = ({ keep, weights, vaeTiling = false }: SampleOptions): LoadingOptions => ({ keep: keep === true, weights, vaeTiling });
 /** Entries of `list` for the images of a part; the list is repeated. */
 const forPart = <T>(list: readonly T[], { first, count }: Part): T[] => Array.from({ length: count }, (_, i) => list[(first + i) % list.length]!);
 
@@ -155,7 +155,7 @@ const ldm: Family = {
 
 const dit: Family = {
   classes: /^DiTPipeline$/,
-  takes: ['labels', 'numInferenceSteps', 'scheduler', 'eta', 'guidanceScale', 'previewDecoder'],
+  takes: ['labels', 'numInferenceSteps', 'scheduler', 'eta', 'guidanceScale', 'previewDecoder', 'vaeTiling'],
   prepare: async (o) => {
     const labels = need(o.labels, 'DiTPipeline', '--labels');
     return async (engine, folder) => {
@@ -182,7 +182,7 @@ const dit: Family = {
   },
 };
 
-const stableDiffusionOptions: readonly OptionName[] = ['keep', 'previewDecoder', 'numInferenceSteps', 'scheduler', 'guidanceScale', 'guidanceRescale', 'eta', 'height', 'width', 'prompt', 'negativePrompt', 'promptWeighting', 'longPrompts', 'clipSkip', 'image', 'maskImage', 'strength', 'outputType', 'controlnet', 'controlImage', 'controlnetConditioningScale', 'controlGuidanceStart', 'controlGuidanceEnd', 'guessMode', 'lora', 'originalInferenceSteps'];
+const stableDiffusionOptions: readonly OptionName[] = ['keep', 'vaeTiling', 'previewDecoder', 'numInferenceSteps', 'scheduler', 'guidanceScale', 'guidanceRescale', 'eta', 'height', 'width', 'prompt', 'negativePrompt', 'promptWeighting', 'longPrompts', 'clipSkip', 'image', 'maskImage', 'strength', 'outputType', 'controlnet', 'controlImage', 'controlnetConditioningScale', 'controlGuidanceStart', 'controlGuidanceEnd', 'guessMode', 'lora', 'originalInferenceSteps'];
 
 /** What the files of a call hold: images are resized to the size asked for, or to the first one's. */
 interface Pictures {

@@ -20,6 +20,7 @@ export interface SampleOptions {
   readonly batch?: number;
   readonly rng: 'bruit' | (typeof torchDevices)[number];
   readonly keep?: boolean;
+  readonly vaeTiling?: boolean;
   readonly weights: WeightStorage;
   readonly shard?: Shard;
   readonly previews?: string;
@@ -124,6 +125,7 @@ export function addSampleOptions(command: Command): Command {
     .addOption(new Option('--rng <kind>', "whose random numbers: PyTorch's come in the order in which diffusers draws, all images at once").choices(['bruit', ...torchDevices]).default('bruit'))
     .option('--shard <index/count>', 'make one part of the job, from 0/COUNT to COUNT-1/COUNT: all parts together are what one machine makes', shard)
     .addOption(new Option('--weights <format>', 'how weights lie in GPU memory: as the checkpoint has them, or in one format (int8 and int4 round)').choices(weightStorages).default('auto'))
+    .option('--vae-tiling', 'decode large latents in tiles, in bounded memory; without it, only where the device needs it')
     .option('--keep', 'keep weights in GPU memory from batch to batch')
     .option('--previews <dir>', 'write the predicted images of every step there, as 00000-0007.png')
     .option('--preview-every <steps>', 'only of every so many steps', positiveInteger, 1)

@@ -26,7 +26,8 @@ import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig }
 import { roundHalfEven } from '../sampler/schedules';
 import { loadTokenizer } from '../text/tokenizer';
 import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type LoadingOptions, type TextValues } from './component';
-import { addedSizes, autoencoder, clipTextEncoder, conditionUNet, latentDecoderOf } from './declarations';
+import { addedSizes, autoencoder, clipTextEncoder, conditionUNet } from './declarations';
+import { latentDecoderOf } from './latent_decoder';
 import type { LatentDecoder } from './preview';
 import { encodePrompts, joinRows, type EncodedPrompts, type PromptEncoder, type PromptOptions } from './encode_prompts';
 
