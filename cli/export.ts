@@ -12,7 +12,7 @@ import { print } from './engine';
 interface Options {
   out: string;
   half?: boolean;
-  guidance: number;
+  guidance?: number;
   overwrite?: boolean;
   json?: boolean;
 }
@@ -24,7 +24,7 @@ export function addExport(program: Command): void {
     .argument('<checkpoint>', 'checkpoint-… folder of a training run')
     .requiredOption('--out <dir>', 'model folder to write')
     .option('--half', 'store the weights as f16')
-    .option('--guidance <scale>', 'default guidance scale of a model trained with condition_dropout', number, 1)
+    .option('--guidance <scale>', 'default guidance scale of a model trained with condition_dropout', number)
     .option('--overwrite', 'replace an existing model folder')
     .option('--json', 'the result as JSON on stdout')
     .addHelpText('after', '\nExample:\n  bruit export out/digits/checkpoint-00003000 --out models/digits --half --guidance 2')
@@ -44,7 +44,11 @@ export function addExport(program: Command): void {
       const guidance = path.join(out, 'bruit.json');
       if (existsSync(guidance)) {
         const { null_label } = JSON.parse(await readFile(guidance, 'utf8')) as { null_label: number };
-        await writeFileAtomic(guidance, `${JSON.stringify({ guidance_scale: options.guidance, null_label, use_clipped_model_output: true }, null, 2)}\n`);
+        await writeFileAtomic(guidance, `${JSON.stringify({ guidance_scale: options.guidance ?? 1, null_label, use_clipped_model_output: true }, null, 2)}\n`);
+      } else if (options.guidance !== undefined) {
+        const { _class_name: kind } = JSON.parse(await readFile(path.join(out, 'model_index.json'), 'utf8')) as { _class_name: string };
+        if (!kind.startsWith('StableDiffusion')) throw new BruitError('input', `--guidance ${options.guidance}: ${checkpoint} was trained without condition_dropout, so there is nothing to guide by`);
+        await writeFileAtomic(guidance, `${JSON.stringify({ guidance_scale: options.guidance }, null, 2)}\n`);
       }
       const losses = metrics.slice(-100).map((m) => m.loss as number);
       const training = {

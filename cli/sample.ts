@@ -25,8 +25,8 @@ import { families, type OpenFamily, type Part, type PartImages } from './sample_
 import { shardPath, shardRange } from './shard';
 import { addSampleOptions, checkTaken, type SampleOptions } from './sample_options';
 
-/** The digit model that comes with the package. */
-export const bundledModel = (): string => path.join(packageRoot(), 'models', 'digits');
+/** A model that comes with the package: `digits` takes labels, `scenes` prompts. */
+export const bundledModel = (name: 'digits' | 'scenes' = 'digits'): string => path.join(packageRoot(), 'models', name);
 
 export function addSample(program: Command): void {
   const command = addSampleOptions(program.command('sample').description('generate images with a diffusion model; model_index.json says which pipeline it is'));
@@ -36,6 +36,7 @@ export function addSample(program: Command): void {
       `
 Examples:
   bruit sample --labels 0-9 --n 100 --out digits.png
+  bruit sample --prompt "two threes side by side" --prompt "a thick slanted four" --n 16 --out scenes.png
   bruit sample --model out/run/checkpoint-00001000 --component unet_ema --labels 7 --n 16 --out sevens/
   bruit sample --n 500 --labels 0-9 --steps 50 --scheduler ddim --seed 1 --out samples.safetensors
   bruit sample --n 10000 --labels 0-9 --shard 3/16 --out samples/
@@ -46,7 +47,7 @@ Examples:
     .action(async (asked: SampleOptions) => {
       const options = asked.shard ? { ...asked, out: shardPath(asked.out, asked.shard) } : asked;
       await checkOutputs(options);
-      const model = options.model ?? bundledModel();
+      const model = options.model ?? bundledModel(options.prompt ? 'scenes' : 'digits');
       const folder = openNamedModel(model);
       const kind = await pipelineClass(folder);
       const family = families.find(({ classes }) => classes.test(kind));
@@ -57,6 +58,11 @@ Examples:
       let pipeline: OpenFamily | undefined;
       try {
         await refuseTooLarge(engine, folder, kind, options);
+        for (const name of [...(options.superResolution ?? []), ...(options.refiner === undefined ? [] : [options.refiner])]) {
+          const { controlnet: _, height: __, width: ___, ...rest } = options;
+          const next = openNamedModel(name);
+          await refuseTooLarge(engine, next, await pipelineClass(next), name === options.refiner ? { ...rest, height: options.height, width: options.width } : rest);
+        }
         pipeline = await open(engine, folder);
         const range = options.shard && shardRange(options.shard, options.n ?? pipeline.count);
         if (range && range[0] === range[1]) return print(options.json, () => ({ out: options.out, shape: [0] }), () => 'no images for this shard');
@@ -72,11 +78,11 @@ Examples:
 }
 
 /** Before any weight is fetched. Memory of a GPU is unknown to WebGPU, but that of a software adapter is the machine's. */
-async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, controlnet = [] }: SampleOptions): Promise<void> {
+async function refuseTooLarge(engine: Engine, folder: ModelFolder, kind: string, { batch = 1, height, width, guidanceScale, weights, vaeTiling, controlnet = [] }: Pick<SampleOptions, 'batch' | 'guidanceScale' | 'weights' | 'vaeTiling' | 'controlnet'> & { readonly height?: number | undefined; readonly width?: number | undefined }): Promise<void> {
   // A training run's folder has several U-Nets, and DDPM's batches are small.
   if (!/Diffusion|Consistency|^(DiT|IF|UnCLIP|LDM)/.test(kind)) return;
   const latent = /Diffusion|Consistency|^LDM/.test(kind) && height !== undefined && width !== undefined && { height, width };
-  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, weights: weights === 'auto' ? 'f16' : weights, ...latent, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
+  const memory = await estimatePipeline(folder, { profile: engine.profile, batch, weights: weights === 'auto' ? 'f16' : weights, ...latent, vaeTiling, ...(guidanceScale !== undefined && guidanceScale <= 1 && { guided: false }), controlnets: controlnet.map((name) => openNamedModel(name)) });
   checkMemory(memory, engine.profile, engine.profile.kind === 'software' ? os.totalmem() : undefined);
 }
 
@@ -219,7 +225,7 @@ export async function writeImages(out: string, { images, shape, labels }: Genera
   const batch = { data: images, shape };
   const text = { Software: 'bruit', parameters: JSON.stringify(made) };
   if (out.endsWith('.safetensors')) {
-    const tensors = [{ name: 'images', dtype: 'F32' as const, shape: [...shape], data: images }];
+    const tensors = [{ name: made.outputType === 'latent' ? 'latents' : 'images', dtype: 'F32' as const, shape: [...shape], data: images }];
     await mkdir(path.dirname(out), { recursive: true });
     await writeFileAtomic(out, writeSafetensors(labels ? [...tensors, { name: 'labels', dtype: 'I32' as const, shape: [labels.length], data: labels }] : tensors, { parameters: text.parameters }), { overwrite });
   } else if (out.endsWith('.png')) {

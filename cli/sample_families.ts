@@ -17,7 +17,7 @@ import { LDMPipeline } from '../src/pipelines/ldm';
 import { linearPreview, pixelPreview, tinyPreview, type LatentDecoder, type PreviewDecoder } from '../src/pipelines/preview';
 import { stageSeed, type PipelineCall } from '../src/pipelines/stage';
 import { stableDiffusionClass, StableDiffusionPipeline, type StableDiffusionOptions } from '../src/pipelines/stable_diffusion';
-import { stableDiffusionXLClass, StableDiffusionXLPipeline } from '../src/pipelines/stable_diffusion_xl';
+import { stableDiffusionXLClass, StableDiffusionXLPipeline, type StableDiffusionXLOptions } from '../src/pipelines/stable_diffusion_xl';
 import { UnCLIPImageVariationPipeline, UnCLIPPipeline } from '../src/pipelines/unclip';
 import type { SamplerPreview } from '../src/sampler/sample';
 import { convertSchedulerConfig, type SchedulerConfig } from '../src/sampler/scheduler_config';
@@ -67,7 +67,7 @@ export interface Family {
 const given = <K extends string, T>(key: K, value: T | undefined): Partial<Record<K, T>> => (value === undefined ? {} : ({ [key]: value } as Record<K, T>));
 const callOf = ({ seed, sampleOffset, generator, signal, onProgress, onPreview }: Part): PipelineCall => ({ seed, sampleOffset, signal, onProgress, ...given('generator', generator), ...given('onPreview', onPreview) });
 const scheduled = ({ scheduler }: SampleOptions, own: SchedulerConfig): Partial<Record<'scheduler', SchedulerConfig>> => (scheduler === undefined ? {} : { scheduler: convertSchedulerConfig(own, schedulerNames[scheduler]) });
-const loadingOf = ({ keep, weights }: SampleOptions): LoadingOptions => ({ keep: keep === true, weights });
+const loadingOf = ({ keep, weights, vaeTiling = false }: SampleOptions): LoadingOptions => ({ keep: keep === true, weights, vaeTiling });
 /** Entries of `list` for the images of a part; the list is repeated. */
 const forPart = <T>(list: readonly T[], { first, count }: Part): T[] => Array.from({ length: count }, (_, i) => list[(first + i) % list.length]!);
 
@@ -155,7 +155,7 @@ const ldm: Family = {
 
 const dit: Family = {
   classes: /^DiTPipeline$/,
-  takes: ['labels', 'numInferenceSteps', 'scheduler', 'eta', 'guidanceScale', 'previewDecoder'],
+  takes: ['labels', 'numInferenceSteps', 'scheduler', 'eta', 'guidanceScale', 'previewDecoder', 'vaeTiling'],
   prepare: async (o) => {
     const labels = need(o.labels, 'DiTPipeline', '--labels');
     return async (engine, folder) => {
@@ -182,7 +182,7 @@ const dit: Family = {
   },
 };
 
-const stableDiffusionOptions: readonly OptionName[] = ['keep', 'previewDecoder', 'numInferenceSteps', 'scheduler', 'guidanceScale', 'guidanceRescale', 'eta', 'height', 'width', 'prompt', 'negativePrompt', 'promptWeighting', 'longPrompts', 'clipSkip', 'image', 'maskImage', 'strength', 'controlnet', 'controlImage', 'controlnetConditioningScale', 'controlGuidanceStart', 'controlGuidanceEnd', 'guessMode', 'lora', 'originalInferenceSteps'];
+const stableDiffusionOptions: readonly OptionName[] = ['keep', 'vaeTiling', 'previewDecoder', 'numInferenceSteps', 'scheduler', 'guidanceScale', 'guidanceRescale', 'eta', 'height', 'width', 'prompt', 'negativePrompt', 'promptWeighting', 'longPrompts', 'clipSkip', 'image', 'maskImage', 'strength', 'outputType', 'controlnet', 'controlImage', 'controlnetConditioningScale', 'controlGuidanceStart', 'controlGuidanceEnd', 'guessMode', 'lora', 'originalInferenceSteps'];
 
 /** What the files of a call hold: images are resized to the size asked for, or to the first one's. */
 interface Pictures {
@@ -205,6 +205,10 @@ async function picturesOf(o: SampleOptions): Promise<Pictures> {
   const first = image ?? controlImage;
   if (!first) return {};
   let size = sizeOf(o).size;
+  if (image?.some((file) => file.endsWith('.safetensors'))) {
+    if (image.length > 1 || maskImage || controlImage) throw new BruitError('input', `--image ${image.join(', ')}: latents are given as one file, without --mask and --control-image`);
+    return { image: await readLatents(image[0]!) };
+  }
   if (!size) {
     // As diffusers does, but that the autoencoder's factor is not known yet: eight is everybody's.
     const { shape } = await readImages(first.slice(0, 1));
@@ -216,6 +220,18 @@ async function picturesOf(o: SampleOptions): Promise<Pictures> {
     ...(maskImage && { mask_image: await readImages(maskImage, { size, channels: 1 }) }),
     ...(controlImage && { control_image: await Promise.all(controlImage.map((file) => readImages([file], { size }))) }),
   };
+}
+
+/** What `--output-type latent` wrote. */
+async function readLatents(file: string): Promise<ImageBatch> {
+  const store = await openTensorFile(file);
+  try {
+    const shape = store.tensors.get('latents')?.shape;
+    if (shape?.length !== 4) throw new BruitError('input', `--image ${file} has no tensor "latents" [N,C,h,w], as --output-type latent writes it`);
+    return { data: await store.readF32('latents'), shape: shape as ImageBatch['shape'] };
+  } finally {
+    await store.close();
+  }
 }
 
 /** `FILE`, or `FILE:0.8`. */
@@ -238,6 +254,7 @@ const one = <T>(values: readonly T[] | undefined): T | readonly T[] | undefined 
 
 /** Stable Diffusion of either kind; `extra` are the arguments that only one has. */
 function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDiffusionXLPipeline, classes: RegExp, takes: readonly OptionName[], extra: (o: SampleOptions, part: Part) => object): Family {
+  type Call = StableDiffusionOptions & Partial<Pick<StableDiffusionXLOptions, 'denoising_start' | 'denoising_end' | 'aesthetic_score' | 'negative_aesthetic_score'>>;
   return {
     classes,
     takes,
@@ -248,12 +265,15 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
       const loras = (o.lora ?? []).map(loraOf);
       for (const { file } of loras) await (await openTensorFile(file)).close();
       sizeOf(o);
+      if (o.denoisingStart !== undefined && !o.image) throw new BruitError('input', '--denoising-start needs an --image');
+      if (o.outputType && !o.out.endsWith('.safetensors')) throw new BruitError('input', `--output-type ${o.outputType} needs an --out that ends in .safetensors`);
       return async (engine, folder) => {
         const stores: TensorStore[] = [];
         const close = async (): Promise<void> => {
           for (const store of stores) await store.close();
         };
         const pipeline = await kind.fromFolder(engine, folder, { ...loadingOf(o), ...(o.controlnet && { controlnets: o.controlnet.map((name) => openNamedModel(name)) }) });
+        const refiner = o.refiner === undefined ? undefined : await StableDiffusionXLPipeline.fromFolder(engine, openNamedModel(o.refiner), loadingOf(o));
         try {
           for (const { file, scale } of loras) {
             stores.push(await openTensorFile(file));
@@ -261,19 +281,23 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
           }
         } catch (error) {
           pipeline.destroy();
+          refiner?.destroy();
           await close();
           throw error;
         }
+        // With a refiner, the first model stops early; scores are the refiner's.
+        const baseOnly = { denoising_end: o.denoisingEnd ?? 0.8, aesthetic_score: undefined, negative_aesthetic_score: undefined };
         return {
           count: Math.max(prompts.length, pictures.image?.shape[0] ?? 1),
           batch: 1,
           preview: () => latentPreview(engine, pipeline.latentDecoder, o),
           async destroy() {
             pipeline.destroy();
+            refiner?.destroy();
             await close();
           },
           async run(part) {
-            const call: StableDiffusionOptions = {
+            const call: Call = {
               ...callOf(part),
               prompt: forPart(prompts, part),
               ...(negative && { negative_prompt: forPart(negative, part) }),
@@ -287,6 +311,7 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
               promptWeighting: o.promptWeighting,
               longPrompts: o.longPrompts,
               strength: o.strength,
+              output_type: o.outputType,
               image: slicePart(pictures.image, part),
               mask_image: slicePart(pictures.mask_image, part),
               control_image: pictures.control_image,
@@ -298,7 +323,12 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
               ...scheduled(o, pipeline.scheduler),
               ...extra(o, part),
             };
-            const { data, shape } = await pipeline.generate(call);
+            let result = await pipeline.generate(refiner ? { ...call, ...baseOnly, output_type: 'latent' } : call);
+            if (refiner) {
+              const { mask_image: _, control_image: __, strength: ___, height: ____, width: _____, clip_skip: ______, ...rest } = call;
+              result = await refiner.generate({ ...rest, seed: stageSeed(part.seed, 0), image: result, denoising_start: baseOnly.denoising_end, denoising_end: undefined, ...scheduled(o, refiner.scheduler) });
+            }
+            const { data, shape } = result;
             return { images: data, shape: shape as PartImages['shape'] };
           },
         };
@@ -312,10 +342,12 @@ const sd = stableDiffusion(StableDiffusionPipeline, stableDiffusionClass, stable
 const sdxl = stableDiffusion(
   StableDiffusionXLPipeline,
   stableDiffusionXLClass,
-  [...stableDiffusionOptions, 'prompt_2', 'negativePrompt_2', 'originalSize', 'cropsCoordsTopLeft', 'targetSize', 'negativeOriginalSize', 'negativeCropsCoordsTopLeft', 'negativeTargetSize', 'aestheticScore', 'negativeAestheticScore'],
+  [...stableDiffusionOptions, 'refiner', 'denoisingStart', 'denoisingEnd', 'prompt_2', 'negativePrompt_2', 'originalSize', 'cropsCoordsTopLeft', 'targetSize', 'negativeOriginalSize', 'negativeCropsCoordsTopLeft', 'negativeTargetSize', 'aestheticScore', 'negativeAestheticScore'],
   (o, part) => ({
     ...(o.prompt_2 && { prompt_2: forPart(o.prompt_2, part) }),
     ...(o.negativePrompt_2 && { negative_prompt_2: forPart(o.negativePrompt_2, part) }),
+    denoising_start: o.denoisingStart,
+    denoising_end: o.denoisingEnd,
     original_size: o.originalSize,
     crops_coords_top_left: o.cropsCoordsTopLeft,
     target_size: o.targetSize,

@@ -20,6 +20,7 @@ export interface SampleOptions {
   readonly batch?: number;
   readonly rng: 'bruit' | (typeof torchDevices)[number];
   readonly keep?: boolean;
+  readonly vaeTiling?: boolean;
   readonly weights: WeightStorage;
   readonly shard?: Shard;
   readonly previews?: string;
@@ -43,6 +44,7 @@ export interface SampleOptions {
   readonly image?: readonly string[];
   readonly maskImage?: readonly string[];
   readonly strength?: number;
+  readonly outputType?: 'latent';
   readonly controlnet?: readonly string[];
   readonly controlImage?: readonly string[];
   readonly controlnetConditioningScale?: readonly number[];
@@ -51,6 +53,9 @@ export interface SampleOptions {
   readonly guessMode?: boolean;
   readonly lora?: readonly string[];
   readonly originalInferenceSteps?: number;
+  readonly denoisingStart?: number;
+  readonly denoisingEnd?: number;
+  readonly refiner?: string;
   readonly prompt_2?: readonly string[];
   readonly negativePrompt_2?: readonly string[];
   readonly originalSize?: Pair;
@@ -109,7 +114,7 @@ const sane = (least: number, most: number, what: string) => (text: string): numb
 
 export function addSampleOptions(command: Command): Command {
   return command
-    .option('--model <dir|url|hf:name>', "folder in diffusers' layout, its address, or hf:OWNER/NAME[@REVISION][/SUBFOLDER]; the bundled digit model by default")
+    .option('--model <dir|url|hf:name>', "folder in diffusers' layout, its address, or hf:OWNER/NAME[@REVISION][/SUBFOLDER]; a bundled model by default: scenes of digits with --prompt, digits without")
     .requiredOption('--out <path>', 'a grid as .png, tensors as .safetensors, or a folder of PNGs')
     .option('--overwrite', 'replace existing output')
     .option('--json', 'progress as JSON lines on stderr, the result as JSON on stdout')
@@ -120,6 +125,7 @@ export function addSampleOptions(command: Command): Command {
     .addOption(new Option('--rng <kind>', "whose random numbers: PyTorch's come in the order in which diffusers draws, all images at once").choices(['bruit', ...torchDevices]).default('bruit'))
     .option('--shard <index/count>', 'make one part of the job, from 0/COUNT to COUNT-1/COUNT: all parts together are what one machine makes', shard)
     .addOption(new Option('--weights <format>', 'how weights lie in GPU memory: as the checkpoint has them, or in one format (int8 and int4 round)').choices(weightStorages).default('auto'))
+    .option('--vae-tiling', 'decode large latents in tiles, in bounded memory; without it, only where the device needs it')
     .option('--keep', 'keep weights in GPU memory from batch to batch')
     .option('--previews <dir>', 'write the predicted images of every step there, as 00000-0007.png')
     .option('--preview-every <steps>', 'only of every so many steps', positiveInteger, 1)
@@ -144,6 +150,7 @@ export function addSampleOptions(command: Command): Command {
     .option('--guidance-rescale <factor>', 'Lin et al. 2023: 0.7 for models with zero terminal SNR', number)
     .option('--image <file>', 'PNG or JPEG to begin with, or to be painted into (also: UnCLIP image variations)', texts)
     .option('--mask, --mask-image <file>', 'white is to be painted, black kept', texts)
+    .addOption(new Option('--output-type <kind>', 'latents instead of images, as .safetensors; --image reads them').choices(['latent']))
     .option('--strength <number>', 'how far to leave the image, 0 to 1', number)
     .option('--controlnet <dir|url|hf:name>', 'a ControlNet; may be given several times', texts)
     .option('--control-image <file>', 'what it follows, one for each', texts)
@@ -154,6 +161,9 @@ export function addSampleOptions(command: Command): Command {
     .option('--lora <file[:scale]>', 'low-rank weights; may be given several times', texts)
     .option('--original-inference-steps <count>', 'LCM: steps that the model was distilled with', positiveInteger)
     .optionsGroup('SDXL:')
+    .option('--refiner <dir|url|hf:name>', 'the model for the last part of the steps, from --denoising-end on (0.8 by default)')
+    .option('--denoising-end <part>', 'stop after this part of the steps, more than 0 and less than 1', number)
+    .option('--denoising-start <part>', 'leave this part out: --image holds the latents of a --denoising-end', number)
     .option('--prompt-2 <text>', 'for the second text encoder; --prompt by default', texts)
     .option('--negative-prompt-2 <text>', 'for the second text encoder', texts)
     .option('--original-size <h,w>', 'size that the image is said to have had', pair)

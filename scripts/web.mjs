@@ -49,7 +49,11 @@ const markdown = {
   },
 };
 
-const model = ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors'];
+const unet = ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors'];
+const text = ['text_encoder/config.json', 'text_encoder/model.safetensors', 'tokenizer/merges.txt', 'tokenizer/special_tokens_map.json', 'tokenizer/tokenizer_config.json', 'tokenizer/vocab.json'];
+const vae = ['vae/config.json', 'vae/diffusion_pytorch_model.safetensors'];
+/** Of the bundled models, what pipelines read. */
+const models = [...unet.map((file) => `models/digits/${file}`), ...[...unet, ...text, ...vae].map((file) => `models/scenes/${file}`)];
 
 const peers = [
   { name: 'onnxruntime-web', file: 'ort.mjs', package: 'onnxruntime-web' },
@@ -107,7 +111,7 @@ export async function buildWeb(directory = webDirectory) {
     bundleEngines(directory, options),
     build({ ...options, entryPoints: { main: web('main.tsx'), worker: web('worker/main.ts'), bench: web('worker/bench.ts') }, outdir: directory }),
     cp(web('icon.svg'), join(directory, 'icon.svg')),
-    ...model.map((file) => cp(join(root, 'models', 'digits', file), join(directory, 'models', 'digits', file))),
+    ...models.map((file) => cp(join(root, file), join(directory, file))),
     cp(join(dirname(require.resolve('@fontsource-variable/inter/package.json')), 'files', 'inter-latin-wght-normal.woff2'), join(directory, 'inter.woff2')),
   ]);
   await writeFile(join(directory, 'mnist.bin'), await packDigits(require));
@@ -117,7 +121,7 @@ export async function buildWeb(directory = webDirectory) {
   const html = (await readFile(web('index.html'), 'utf8')).replace('<meta charset="utf-8" />', `$&\n    <meta http-equiv="Content-Security-Policy" content="${policy}" />`);
   await writeFile(join(directory, 'index.html'), html);
 
-  const files = ['index.html', 'main.js', 'worker.js', 'bench.js', 'style.css', 'icon.svg', 'inter.woff2', 'mnist.bin', ...model.map((file) => `models/digits/${file}`), ...engines];
+  const files = ['index.html', 'main.js', 'worker.js', 'bench.js', 'style.css', 'icon.svg', 'inter.woff2', 'mnist.bin', ...models, ...engines];
   const hash = createHash('sha256');
   for (const file of files) hash.update(await readFile(join(directory, file)));
   await build({ ...options, entryPoints: [web('sw.ts')], outfile: join(directory, 'sw.js'), define: { FILES: JSON.stringify(files), VERSION: JSON.stringify(hash.digest('hex').slice(0, 16)) } });

@@ -1,6 +1,11 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { accuracy, allDigits, loadJudge, type Judge } from '../judge/classifier';
 import { evaluate, readSamples } from '../judge/evaluate';
+import { judgeScenes } from '../judge/scenes';
+import { bundledModel } from '../cli/sample';
+import { planScene } from '../src/data/scenes';
+import { directory } from '../src/node/directory';
+import { StableDiffusionPipeline } from '../src/pipelines/stable_diffusion';
 import { fitGaussian, frechetDistance, type Gaussian } from '../src/verify/frechet_distance';
 import { Engine } from '../src/engine/device';
 import { bytesSource } from '../src/io/source';
@@ -124,4 +129,21 @@ describe('judge', () => {
   ])('refuses %s', async (_, images, size, labels, message) => {
     await expect(samples(images, size, labels)).rejects.toThrow(message);
   });
+});
+
+test('the bundled text-to-image model answers prompts that training never saw', { timeout: 300_000 }, async () => {
+  const engine = await Engine.create({ device: await testDevice() });
+  const { classifier } = await loadJudge(engine);
+  const pipeline = await StableDiffusionPipeline.fromFolder(engine, directory(bundledModel('scenes')));
+  try {
+    const plans = Array.from({ length: 32 }, (_, i) => planScene(0, i, true));
+    const { data } = await pipeline.generate({ prompt: plans.map((plan) => plan.caption), num_inference_steps: 15, seed: 0 });
+    // `npm run judge:text` asks 300 with 25 steps.
+    expect((await judgeScenes(classifier, data, plans)).accuracy).toBeGreaterThanOrEqual(0.8);
+    expect((await judgeScenes(classifier, data, [...plans.slice(1), plans[0]!])).accuracy).toBeLessThan(0.25);
+  } finally {
+    pipeline.destroy();
+    classifier.destroy();
+    engine.destroy();
+  }
 });

@@ -24,6 +24,9 @@ const schedulers = [
   ['unipc', 'UniPC'],
 ] as const;
 
+/** Of the bundled scenes, and of large models. */
+const examplePrompts = ['two threes side by side', 'a lighthouse at dawn, oil on canvas'] as const;
+
 const settings = signal<SampleSettings>({ scheduler: 'own', steps: 25, guidance: 1.5, seed: 7, count: 16, labels: [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], prompt: '', negativePrompt: '', towards: undefined });
 const set = (change: Partial<SampleSettings>): void => void (settings.value = { ...settings.value, ...change });
 
@@ -36,13 +39,13 @@ export function adopt(info: ModelInfo): void {
     ...(slow && { steps: 8 }),
     guidance: info.guidance ?? 1,
     labels: info.condition === 'labels' ? info.classes.map((_, i) => i).slice(0, 10) : [],
-    count: info.latent ? 1 : slow ? 4 : 16,
-    ...(info.condition === 'prompt' && !settings.value.prompt && { prompt: 'a lighthouse at dawn, oil on canvas' }),
+    count: info.size[0] > 64 ? 1 : slow ? 4 : 16,
+    ...(info.condition === 'prompt' && ['', ...examplePrompts].includes(settings.value.prompt) && { prompt: examplePrompts[/scenes/.test(info.name) ? 0 : 1] }),
   });
 }
 
 function ModelPicker({ onReady }: { onReady: () => void }) {
-  const kind = useSignal<'bundled' | 'hub' | 'url' | 'files'>('bundled');
+  const kind = useSignal<'digits' | 'scenes' | 'hub' | 'url' | 'files'>('digits');
   const text = useSignal('');
   const files = useSignal<readonly File[]>([]);
   const plan = useSignal<ModelPlan | undefined>(undefined);
@@ -50,7 +53,7 @@ function ModelPicker({ onReady }: { onReady: () => void }) {
   const busy = useSignal(false);
   const problem = useSignal('');
   const source = (): ModelSource =>
-    kind.value === 'bundled' ? { kind: 'bundled' } : kind.value === 'files' ? { kind: 'files', files: files.value } : kind.value === 'hub' ? { kind: 'hub', id: text.value } : { kind: 'url', url: text.value };
+    kind.value === 'digits' || kind.value === 'scenes' ? { kind: 'bundled', model: kind.value } : kind.value === 'files' ? { kind: 'files', files: files.value } : kind.value === 'hub' ? { kind: 'hub', id: text.value } : { kind: 'url', url: text.value };
 
   const attempt = async (work: () => Promise<void>): Promise<void> => {
     problem.value = '';
@@ -80,7 +83,8 @@ function ModelPicker({ onReady }: { onReady: () => void }) {
         label="From"
         value={kind.value}
         options={[
-          ['bundled', 'Bundled digits'],
+          ['digits', 'Bundled: digits by label'],
+          ['scenes', 'Bundled: scenes of digits by prompt'],
           ['hub', 'Hugging Face Hub'],
           ['url', 'Web address'],
           ['files', 'Folder on this device'],
@@ -89,7 +93,7 @@ function ModelPicker({ onReady }: { onReady: () => void }) {
           kind.value = value;
           plan.value = undefined;
           problem.value = '';
-          if (value === 'bundled') void load();
+          if (value === 'digits' || value === 'scenes') void load();
         }}
       />
       {(kind.value === 'hub' || kind.value === 'url') && (
@@ -110,7 +114,7 @@ function ModelPicker({ onReady }: { onReady: () => void }) {
       {kind.value === 'files' && (
         <Field label="Folder">{(id) => <input id={id} type="file" multiple {...{ webkitdirectory: true }} onChange={(e) => ((files.value = [...(e.currentTarget.files ?? [])]), void look())} />}</Field>
       )}
-      {kind.value !== 'bundled' && !plan.value && (
+      {(kind.value === 'hub' || kind.value === 'url' || kind.value === 'files') && !plan.value && (
         <button type="button" disabled={busy.value || (kind.value === 'files' ? files.value.length === 0 : text.value.trim() === '')} onClick={() => void look()}>
           Look at it first
         </button>

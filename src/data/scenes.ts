@@ -63,22 +63,22 @@ export function isHeldBack(caption: string): boolean {
   return (Math.imul(hash ^ (hash >>> 15), 0x2c1b3c6d) >>> 28) % 8 === 0;
 }
 
-/** Scene `index` of a seed: half have one digit, half two. `heldBack` chooses between captions for training and those kept from it. */
-export function planScene(seed: number, index: number, heldBack: boolean): ScenePlan {
+/** Scene `index` of a seed; `pairs` is the share of those with two digits. `heldBack` chooses between captions for training and those kept from it. */
+export function planScene(seed: number, index: number, heldBack: boolean, pairs = 0.5): ScenePlan {
   for (let attempt = 0; ; attempt++) {
-    const plan = drawScene(uniforms(seed, { index, step: attempt, stream: RngStream.scene }, 7));
+    const plan = drawScene(uniforms(seed, { index, step: attempt, stream: RngStream.scene }, 7), pairs);
     if (isHeldBack(plan.caption) === heldBack) return plan;
   }
 }
 
-function drawScene([count, styled, weighted, same, first, second, form]: Float32Array): ScenePlan {
+function drawScene([count, styled, weighted, same, first, second, form]: Float32Array, pairs: number): ScenePlan {
   const pick = <T>(list: readonly T[], u: number): T => list[Math.min(Math.floor(u * list.length), list.length - 1)]!;
   const digit = (u: number): number => Math.min(Math.floor(u * 10), 9);
   const weight = pick([undefined, undefined, 'thick', 'thin'] as const, weighted!);
   const slanted = styled! < 0.3;
   const style = `${weight ? `${weight} ` : ''}${slanted ? 'slanted ' : ''}`;
   const left = digit(first!);
-  if (count! < 0.5) return { caption: pick(singleTemplates, form!)(style, digitWords[left]!), digits: [left], weight, slanted };
+  if (count! < 1 - pairs) return { caption: pick(singleTemplates, form!)(style, digitWords[left]!), digits: [left], weight, slanted };
   if (same! < 0.4) return { caption: pick(sameTemplates, form!)(style, plurals[left]!), digits: [left, left], weight, slanted };
   const right = digit(second!);
   return { caption: pick(pairTemplates, form!)(style, digitWords[left]!, digitWords[right]!), digits: [left, right], weight, slanted };
@@ -87,6 +87,8 @@ function drawScene([count, styled, weighted, same, first, second, form]: Float32
 export interface SceneOptions {
   readonly count: number;
   readonly seed?: number;
+  /** Share with two digits, 0.5 by default. */
+  readonly pairs?: number;
   /** Captions kept from training in place of the others. */
   readonly heldBack?: boolean;
 }
@@ -97,11 +99,11 @@ export interface SceneDataset extends ImageDataset {
 }
 
 /** `count` scenes [1,32,32] of the digits of `dataset` [1,28,28]; scene i is a function of (seed, i). */
-export async function digitScenes(dataset: ImageDataset, { count, seed = 0, heldBack = false }: SceneOptions): Promise<SceneDataset> {
+export async function digitScenes(dataset: ImageDataset, { count, seed = 0, pairs, heldBack = false }: SceneOptions): Promise<SceneDataset> {
   const [channels, height, width] = dataset.shape;
   check(channels === 1 && height === 28 && width === 28, 'input', () => `scenes are composed of digits [1,28,28]; ${dataset.name} has [${dataset.shape}]`);
   const pools = await stylePools(dataset);
-  const plans = Array.from({ length: count }, (_, i) => planScene(seed, i, heldBack));
+  const plans = Array.from({ length: count }, (_, i) => planScene(seed, i, heldBack, pairs));
   const name = `${dataset.name} scenes`;
   return {
     name,

@@ -34,8 +34,8 @@ export function parseControlNetConfig(json: unknown, file = 'config.json'): Cont
     controlnet_conditioning_channel_order: c.choice('controlnet_conditioning_channel_order', ['rgb', 'bgr'], 'rgb'),
     conditioning_embedding_out_channels: c.integers('conditioning_embedding_out_channels', [16, 32, 96, 256]),
     global_pool_conditions: c.boolean('global_pool_conditions', false),
+    mid_block_type: c.choice('mid_block_type', ['UNetMidBlock2DCrossAttn', 'UNetMidBlock2D'] as const, 'UNetMidBlock2DCrossAttn'),
     // What ControlNetModel has no choice in.
-    mid_block_type: 'UNetMidBlock2DCrossAttn',
     mid_block_only_cross_attention: false,
     dropout: 0,
     dual_cross_attention: false,
@@ -50,7 +50,6 @@ export function parseControlNetConfig(json: unknown, file = 'config.json'): Cont
     class_embeddings_concat: false,
     cross_attention_norm: null,
   };
-  c.fixed('mid_block_type', 'UNetMidBlock2DCrossAttn', 'other middle blocks are not supported in a ControlNet');
   c.finish();
   if (config.encoder_hid_dim !== null) c.fail('encoder_hid_dim is not supported: diffusers stores that projection in a ControlNet, but never applies it');
   if (config.class_embed_type === 'simple_projection') c.fail('class_embed_type "simple_projection" does not exist in a ControlNet');

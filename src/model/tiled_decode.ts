@@ -8,8 +8,9 @@
  * over the image and gives them to the next. The first pass has each tile's own, which would show as seams; from the second on all tiles are one
  * function of their surroundings. With every pass one more norm has exactly the statistics of the whole image. The last pass writes the image.
  */
-import type { Engine } from '../engine/device';
+import type { AdapterProfile, Engine } from '../engine/device';
 import { BruitError } from '../engine/errors';
+import { estimate } from '../engine/estimate';
 import { Graph, type Tensor } from '../engine/graph';
 import { groupNorm as groupNormOp } from '../engine/ops/group_norm';
 import { matmul } from '../engine/ops/matmul';
@@ -101,7 +102,7 @@ export async function decodeTiled(engine: Engine, config: AutoencoderKLConfig, w
   const computeType = autoencoderType(config, options.computeType);
   if (!Number.isInteger(tile) || !Number.isInteger(overlap) || tile < 2 || overlap < 0 || overlap > tile / 2) throw new BruitError('input', `tile ${tile} and overlap ${overlap} must be whole numbers of latents, the overlap at most half a tile`);
   if (passes !== 'exact' && (!Number.isInteger(passes) || passes < 1)) throw new BruitError('input', `passes ${passes} must be an integer of at least 1, or 'exact'`);
-  if (config.up_block_types.includes('AttnUpDecoderBlock2D')) throw new BruitError('config', 'AutoencoderKL: a decoder with AttnUpDecoderBlock2D sees the whole image in every block and cannot be tiled; decode it whole');
+  if (!canTile(config)) throw new BruitError('config', 'AutoencoderKL: a decoder with AttnUpDecoderBlock2D sees the whole image in every block and cannot be tiled; decode it whole');
   const [n, , height, width] = latent.shape as [number, number, number, number];
   const tiles = tileSpans(height, tile, overlap).flatMap((row) => tileSpans(width, tile, overlap).map((column) => ({ row, column })));
   const { row: { size: tileHeight }, column: { size: tileWidth } } = tiles[0]!;
@@ -146,6 +147,25 @@ export async function decodeTiled(engine: Engine, config: AutoencoderKLConfig, w
   } finally {
     engine.destroyBuffer(features);
   }
+}
+
+/** Whether a decoder can work tile by tile: attention in its up blocks sees the whole image. */
+export const canTile = (config: AutoencoderKLConfig): boolean => !config.up_block_types.includes('AttnUpDecoderBlock2D');
+
+/** Memory that {@link decodeTiled} plans for its activations, without a device: the most at any time, and the largest buffer. */
+export function estimateTiled(config: AutoencoderKLConfig, shape: Shape, profile: AdapterProfile, { tile = 64, overlap = 16, passes = 2 }: Pick<TiledDecodeOptions, 'tile' | 'overlap' | 'passes'> = {}): { readonly plannedBytes: number; readonly largestBytes: number } {
+  const [n, , height, width] = shape as [number, number, number, number];
+  const size = [tileSpans(height, tile, overlap)[0]!.size, tileSpans(width, tile, overlap)[0]!.size] as const;
+  const whole = wholeBlocks(config, height * width, size[0] * size[1]);
+  const channels = featureChannels(config, whole);
+  const features = n * height * width * 4 ** whole * channels * dtypeBytes.f32;
+  const start = new Graph();
+  const plans = [estimate(start, [decodeStart({ graph: start, parameters: new Parameters(start) }, config, start.input('latent', shape), whole)], profile)];
+  for (const statistics of passes === 1 ? [false] : [false, true]) {
+    const { graph, outputs } = tileGraph(config, { batch: n, size, area: height * width, whole, channels, computeType: 'f32', statistics });
+    plans.push(estimate(graph, outputs, profile));
+  }
+  return { plannedBytes: features + Math.max(...plans.map((p) => p.plannedBytes)), largestBytes: Math.max(features, ...plans.flatMap((p) => p.slots)) };
 }
 
 /** Channels of the features behind the first `blocks` up blocks. */
@@ -195,7 +215,46 @@ interface TileSetup {
   readonly statistics: boolean;
 }
 
-/** The growing blocks over one tile, which also sums the statistics of every norm. */
+interface TileGraph {
+  readonly graph: Graph;
+  readonly parameters: Parameters;
+  readonly features: Tensor;
+  readonly mask: Tensor;
+  readonly output: Tensor;
+  readonly sites: ReadonlyMap<string, NormSite>;
+  /** The image and all sums. */
+  readonly outputs: readonly Tensor[];
+}
+
+/** The growing blocks over one tile, which also sum the statistics of every norm. */
+function tileGraph(config: AutoencoderKLConfig, { batch, size: [rows, columns], area, whole, channels, computeType, statistics }: TileSetup): TileGraph {
+  const graph = new Graph();
+  const parameters = new Parameters(graph);
+  const features = graph.input('features', [batch, rows * 2 ** whole, columns * 2 ** whole, channels], computeType);
+  const mask = graph.input('core', [1, rows, columns, 1]);
+  const sites = new Map<string, NormSite>();
+  const masks = new Map<number, Tensor>();
+  const groupNorm: ModelContext['groupNorm'] = (x, gamma, beta, { groups, eps }) => {
+    const [n, h, w, c] = x.shape as [number, number, number, number];
+    const core = masks.get(h) ?? reshape(upsampleNearest(mask, [h, w]), [1, h * w]);
+    masks.set(h, core);
+    const stat = (name: string): Tensor => graph.input(name, [n, 1, 1, c]);
+    const given = statistics ? { mean: stat('mean'), rstd: stat('rstd') } : undefined;
+    const x32 = cast(x, 'f32');
+    const centred = given ? sub(x32, given.mean) : x32;
+    const state = (name: string, values: Tensor): Tensor => {
+      const t = graph.state(name, [n, 1, c]);
+      accumulateInto(t, matmul(core, reshape(values, [n, h * w, c])));
+      return t;
+    };
+    sites.set(graph.path, { groups, channels: c, eps, area: (area * h * w) / (rows * columns), sums: state('sums', x32), squares: state('squares', square(centred)), ...(given && { given }) });
+    return given ? cast(add(mul(mul(centred, given.rstd), gamma), beta), computeType) : groupNormOp(x, gamma, beta, { groups, eps });
+  };
+  const output = decodeRest({ graph, parameters, computeType, groupNorm }, config, features, whole);
+  return { graph, parameters, features, mask, output, sites, outputs: [output, ...[...sites.values()].flatMap((s) => [s.sums, s.squares])] };
+}
+
+/** Runs a {@link tileGraph}. */
 class TileProgram {
   private constructor(
     private readonly program: Program,
@@ -206,31 +265,9 @@ class TileProgram {
     private readonly sites: ReadonlyMap<string, NormSite>,
   ) {}
 
-  static async create(engine: Engine, config: AutoencoderKLConfig, weights: WeightStore, { batch, size: [rows, columns], area, whole, channels, computeType, statistics }: TileSetup): Promise<TileProgram> {
-    const graph = new Graph();
-    const parameters = new Parameters(graph);
-    const features = graph.input('features', [batch, rows * 2 ** whole, columns * 2 ** whole, channels], computeType);
-    const mask = graph.input('core', [1, rows, columns, 1]);
-    const sites = new Map<string, NormSite>();
-    const masks = new Map<number, Tensor>();
-    const groupNorm: ModelContext['groupNorm'] = (x, gamma, beta, { groups, eps }) => {
-      const [n, h, w, c] = x.shape as [number, number, number, number];
-      const core = masks.get(h) ?? reshape(upsampleNearest(mask, [h, w]), [1, h * w]);
-      masks.set(h, core);
-      const stat = (name: string): Tensor => graph.input(name, [n, 1, 1, c]);
-      const given = statistics ? { mean: stat('mean'), rstd: stat('rstd') } : undefined;
-      const x32 = cast(x, 'f32');
-      const centred = given ? sub(x32, given.mean) : x32;
-      const state = (name: string, values: Tensor): Tensor => {
-        const t = graph.state(name, [n, 1, c]);
-        accumulateInto(t, matmul(core, reshape(values, [n, h * w, c])));
-        return t;
-      };
-      sites.set(graph.path, { groups, channels: c, eps, area: (area * h * w) / (rows * columns), sums: state('sums', x32), squares: state('squares', square(centred)), ...(given && { given }) });
-      return given ? cast(add(mul(mul(centred, given.rstd), gamma), beta), computeType) : groupNormOp(x, gamma, beta, { groups, eps });
-    };
-    const output = decodeRest({ graph, parameters, computeType, groupNorm }, config, features, whole);
-    const program = await compile(engine, graph, { outputs: [output, ...[...sites.values()].flatMap((s) => [s.sums, s.squares])], bindings: weights.bindings(parameters), label: 'decoder tile' });
+  static async create(engine: Engine, config: AutoencoderKLConfig, weights: WeightStore, setup: TileSetup): Promise<TileProgram> {
+    const { graph, parameters, features, mask, output, sites, outputs } = tileGraph(config, setup);
+    const program = await compile(engine, graph, { outputs, bindings: weights.bindings(parameters), label: 'decoder tile' });
     return new TileProgram(program, engine, features, mask, output, sites);
   }
 

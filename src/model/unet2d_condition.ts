@@ -12,12 +12,13 @@ import { ConfigReader } from './config';
 import { additionEmbedding, encoderProjection, parseAdditionConfig, type AddedConditions, type AdditionConfig } from './added_conditions';
 import { isKType, kDownBlock, kDownTypes, kUpBlock, kUpTypes } from './k_blocks';
 import { activation, activationName, checkInput, conv, embed, groupNorm, linear, module, recomputable, timestepMlp, type ModelContext } from './layers';
+import { resnet } from './blocks';
 import { addedKeysAttention, dualTransformer, featureTransformer, maskToBias, type Context, type FeatureTransformerOptions } from './transformer';
 import { downBlock, downKinds, midBlock, takeResiduals, upBlock, upKinds, type AttentionKind, type Residual, type ResnetBase } from './unet_blocks';
 
 const downTypes = ['DownBlock2D', 'ResnetDownsampleBlock2D', 'CrossAttnDownBlock2D', 'SimpleCrossAttnDownBlock2D', ...kDownTypes] as const;
 const upTypes = ['UpBlock2D', 'ResnetUpsampleBlock2D', 'CrossAttnUpBlock2D', 'SimpleCrossAttnUpBlock2D', ...kUpTypes] as const;
-const midTypes = ['UNetMidBlock2DCrossAttn', 'UNetMidBlock2DSimpleCrossAttn'] as const;
+const midTypes = ['UNetMidBlock2DCrossAttn', 'UNetMidBlock2DSimpleCrossAttn', 'UNetMidBlock2D'] as const;
 
 /** What a ControlNet's config has in common with its U-Net's. Keys, names and defaults are diffusers'; lists have one entry per resolution. */
 export interface ConditionedConfig extends AdditionConfig {
@@ -288,6 +289,8 @@ export class ConditionedBlocks {
     const level = config.block_out_channels.length - 1;
     const out = config.block_out_channels[level]!;
     const outputScale = config.mid_block_scale_factor;
+    // One residual block, without attention.
+    if (config.mid_block_type === 'UNetMidBlock2D') return resnet(ctx, 'resnets.0', h, { ...this.plain, outputScale, out });
     if (config.mid_block_type === 'UNetMidBlock2DCrossAttn') return midBlock(ctx, h, { resnet: { ...this.plain, outputScale }, attend: (name, x) => this.transformer(name, x, { out, level, onlyCross: false }) });
     return midBlock(ctx, h, {
       resnet: { ...this.simple, outputScale },

@@ -34,7 +34,7 @@ export async function loadRecipeData(config: TrainConfig): Promise<{ train: Imag
   if (data.source === 'scenes') {
     if (data.size !== sceneSize) throw new BruitError('config', `data: size ${data.size}: scenes come as ${sceneSize}`);
     const { train, heldBack } = await loadMnist({ heldBack: data.heldBack, seed });
-    return { train: await digitScenes(train, { count: data.count, seed }), heldBack: await digitScenes(heldBack, { count: heldBack.length, seed, heldBack: true }) };
+    return { train: await digitScenes(train, { count: data.count, seed, pairs: data.pairs }), heldBack: await digitScenes(heldBack, { count: heldBack.length, seed, heldBack: true }) };
   }
   if (data.size !== 28 && data.size !== 32) throw new BruitError('config', `data: size ${data.size}: MNIST comes as 28 or, padded, 32`);
   const options = { size: data.size as 28 | 32, heldBack: data.heldBack, seed };

@@ -41,6 +41,8 @@ export interface LoadingOptions {
    * int8 and int4 round: `onWeights` tells by how much.
    */
   readonly weights?: WeightStorage | ((component: string) => WeightStorage);
+  /** Decode latents of more than 64 a side in tiles, in bounded memory (diffusers: `enable_vae_tiling`). Without it, only what does not fit the device's bindings. */
+  readonly vaeTiling?: boolean;
   /** Called whenever a component's weights have been loaded. */
   readonly onWeights?: (component: string, report: readonly StorageReport[]) => void;
 }
@@ -56,7 +58,7 @@ export class Component<C> {
     /** Its config.json as it is. */
     readonly json: Readonly<Record<string, unknown>>,
     private readonly options: ComponentOptions<C>,
-    private readonly loading: LoadingOptions,
+    readonly loading: LoadingOptions,
   ) {}
 
   /** Reads and checks the config; weights are not touched. `true` is `{ keep: true }`. */

@@ -1,12 +1,11 @@
 /** Models that several pipelines have, as components: how their configs are read and their weights named. */
 import { currentName } from '../io/names';
-import { autoencoderHalf, decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
+import { autoencoderHalf, decodeLatent, encodeImage, latentFactor, parseAutoencoderKLConfig, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import type { AdditionConfig } from '../model/added_conditions';
 import { clipText, parseCLIPTextConfig, type CLIPTextConfig } from '../model/clip';
 import { conditionInputs, parseUNet2DConditionConfig, unet2dCondition, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { parseUNet2DConfig, unet2d, unet2dInputs, type UNet2DConfig } from '../model/unet2d';
-import type { Component, ComponentOptions } from './component';
-import type { LatentDecoder } from './preview';
+import type { ComponentOptions } from './component';
 
 export const clipTextEncoder = ({ projection = false, name = 'text_encoder' } = {}): ComponentOptions<CLIPTextConfig> => ({
   name,
@@ -59,10 +58,3 @@ export const latentDecoder: ComponentOptions<AutoencoderKLConfig> = {
   declare: (ctx, config) => void decodeLatent(ctx, config, ctx.graph.input('latent', [1, config.latent_channels, 1, 1])),
   load: { rename: autoencoderHalf('decoder') },
 };
-
-/** A component as a decoder of latents alone. */
-export const latentDecoderOf = (vae: Component<AutoencoderKLConfig>): LatentDecoder => ({
-  channels: vae.config.latent_channels,
-  factor: latentFactor(vae.config),
-  decode: async (latents, shape) => (await vae.run((ctx, inputs) => ({ decoded: decodeLatent(ctx, vae.config, unscaleLatent(vae.config, inputs.add('latent', shape, latents))) }))).decoded,
-});

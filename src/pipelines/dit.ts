@@ -8,7 +8,8 @@ import type { ModelContext } from '../model/layers';
 import { parseTransformer2DConfig, transformer2d, transformer2dInputs, type Transformer2DConfig } from '../model/transformer2d';
 import { createSampler, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
 import { checkPipelineClass, Component, openScheduler, type LoadingOptions } from './component';
-import { latentDecoder, latentDecoderOf } from './declarations';
+import { latentDecoder } from './declarations';
+import { latentDecoderOf } from './latent_decoder';
 import type { LatentDecoder } from './preview';
 import { Progress, runStage, toImages, type LatentCall, type PipelineImages } from './stage';
 

@@ -1,7 +1,7 @@
 /** What a pipeline takes in GPU memory, from its folder's configs alone: no weight is fetched, and no device is needed. */
 import type { AdapterProfile } from '../engine/device';
 import { BruitError } from '../engine/errors';
-import { estimate } from '../engine/estimate';
+import { estimate, type GraphEstimate } from '../engine/estimate';
 import { Graph, type Tensor } from '../engine/graph';
 import { numel } from '../engine/shape';
 import { readJson, type ModelFolder } from '../io/folder';
@@ -20,6 +20,7 @@ import { decodeQuantized, parseVQModelConfig } from '../model/vq_model';
 import { weightBytes, weightFormat, type WeightStorage } from '../model/weight_format';
 import { pipelineClass } from './component';
 import { addedSizes } from './declarations';
+import { planDecoding, type DecodingPlan } from './latent_decoder';
 
 /** A GPU of which nothing is known: what WebGPU guarantees. */
 export const defaultProfile: AdapterProfile = {
@@ -52,6 +53,8 @@ export interface MemoryOptions {
   readonly width?: number | undefined;
   /** Whether denoisers are evaluated for two batches at once, as guidance needs; so by default where there is a text or a class. */
   readonly guided?: boolean;
+  /** As in the pipeline's options. */
+  readonly vaeTiling?: boolean | undefined;
   /** Folders of ControlNets beside the pipeline's own. */
   readonly controlnets?: readonly ModelFolder[];
 }
@@ -161,12 +164,20 @@ const builders: Readonly<Record<string, Build>> = {
   },
 };
 
+const whole = ({ plannedBytes, slots }: GraphEstimate): Pick<DecodingPlan, 'activationBytes' | 'largestBytes'> => ({ activationBytes: plannedBytes, largestBytes: Math.max(0, ...slots) });
+
+/** As pipelines decode: in tiles where they must. */
+function decoding(json: unknown, file: string, sizes: Sizes, options: { readonly profile: AdapterProfile; readonly tiling: boolean }): DecodingPlan {
+  const config = parseAutoencoderKLConfig(json, file);
+  return planDecoding(config, [sizes.batch, config.latent_channels, ...sampleSize(undefined, sizes, file)], options);
+}
+
 /**
  * Plans every component of a pipeline's folder at a size.
  * @throws BruitError `config` for configs that bruit cannot run, `input` where a size is missing or is no multiple of the autoencoder's factor.
  */
 export async function estimatePipeline(folder: ModelFolder, options: MemoryOptions = {}): Promise<PipelineMemory> {
-  const { profile = defaultProfile, batch = 1, height, width, weights = 'f32', controlnets = [] } = options;
+  const { profile = defaultProfile, batch = 1, height, width, weights = 'f32', controlnets = [], vaeTiling: tiling = false } = options;
   const pipeline = await pipelineClass(folder);
   const index = await readJson(folder, 'model_index.json');
   const classes = Object.entries(index).flatMap(([name, value]): [string, string][] => (Array.isArray(value) && typeof value[1] === 'string' && builders[value[1]] ? [[name, value[1]]] : []));
@@ -184,9 +195,10 @@ export async function estimatePipeline(folder: ModelFolder, options: MemoryOptio
   for (const { name, kind, json, file } of found) {
     const graph = new Graph();
     const parameters = new Parameters(graph);
-    const plan = estimate(graph, builders[kind]!({ graph, parameters }, json, file, sizes), profile);
+    const outputs = builders[kind]!({ graph, parameters }, json, file, sizes);
+    const plan = kind === 'AutoencoderKL' ? decoding(json, file, sizes, { profile, tiling }) : whole(estimate(graph, outputs, profile));
     const count = [...parameters.specs.values()].reduce((n, s) => n + numel(s.shape), 0);
-    own.push({ name, className: kind, parameters: count, weightBytes: [...parameters.specs.values()].reduce((n, s) => n + weightBytes(s, weightFormat(s, weights)), 0), activationBytes: plan.plannedBytes, largestBytes: Math.max(0, ...plan.slots) });
+    own.push({ name, className: kind, parameters: count, weightBytes: [...parameters.specs.values()].reduce((n, s) => n + weightBytes(s, weightFormat(s, weights)), 0), activationBytes: plan.activationBytes, largestBytes: plan.largestBytes });
   }
   // A U-Net's steps are taken with its ControlNets in memory; everything else comes and goes.
   const nets = own.filter(({ className }) => className === 'ControlNetModel');

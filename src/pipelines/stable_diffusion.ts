@@ -13,7 +13,7 @@ import { timestepFrequencies } from '../engine/ops/timestep_embedding';
 import { normals, RngStream } from '../engine/rng';
 import { numel, showShape, type Shape } from '../engine/shape';
 import type { NormalSource } from '../engine/torch_rng';
-import { asSubfolder, type ModelFolder } from '../io/folder';
+import { asSubfolder, readJson, type ModelFolder } from '../io/folder';
 import type { TensorStore } from '../io/safetensors';
 import { encodeImage, latentFactor, sampleLatent, scaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
 import { controlNet, controlNetInputs, forPositiveHalf, parseControlNetConfig, sumResiduals, type ControlNetConfig } from '../model/controlnet';
@@ -21,10 +21,13 @@ import { hoistables, type ModelContext } from '../model/layers';
 import { Parameters, type WeightStore } from '../model/parameters';
 import { conditionInputs, unet2dCondition, type ConditionedConfig, type ControlResiduals, type UNet2DConditionConfig } from '../model/unet2d_condition';
 import { createGpuSampler, type GpuSampler, type SamplerPreview, type StepContext } from '../sampler/sample';
+import { takeSteps, type SamplerProgram } from '../sampler/program';
 import { createSampler, noiseLevels, type SamplerOptions, type SchedulerConfig } from '../sampler/scheduler_config';
+import { roundHalfEven } from '../sampler/schedules';
 import { loadTokenizer } from '../text/tokenizer';
 import { Component, openScheduler, pipelineClass, repeatRows, textValues, type ComponentOptions, type LoadedLora, type LoadingOptions, type TextValues } from './component';
-import { addedSizes, autoencoder, clipTextEncoder, conditionUNet, latentDecoderOf } from './declarations';
+import { addedSizes, autoencoder, clipTextEncoder, conditionUNet } from './declarations';
+import { latentDecoderOf } from './latent_decoder';
 import type { LatentDecoder } from './preview';
 import { encodePrompts, joinRows, type EncodedPrompts, type PromptEncoder, type PromptOptions } from './encode_prompts';
 
@@ -47,12 +50,14 @@ export interface StableDiffusionOptions extends PromptOptions {
   /** Lin et al. 2023, section 3.4. */
   readonly guidance_rescale?: number | undefined;
   readonly num_images_per_prompt?: number | undefined;
+  /** `np`: images in [0,1], the default. `latent`: what the decoder would be given, scaled as the U-Net has it, [N,C,h,w]. */
+  readonly output_type?: 'np' | 'latent' | undefined;
   readonly eta?: number | undefined;
   /** Latent consistency models: steps that they were distilled with. */
   readonly original_inference_steps?: number | undefined;
   /** Standard normal start noise [N,C,h,w]. */
   readonly latents?: Float32Array | undefined;
-  /** An image to begin with (image to image), or to be painted into. */
+  /** An image to begin with (image to image), or to be painted into. One of as many channels as latents have is taken for latents, as `output_type: 'latent'` gives them. */
   readonly image?: ImageBatch | undefined;
   /** One channel; 1 is to be painted, 0 kept. */
   readonly mask_image?: ImageBatch | undefined;
@@ -108,10 +113,19 @@ interface Size {
   readonly width: number;
 }
 
+/** The part of the noise schedule that a call runs, for ensembles: from 0, all noise, to 1. */
+export interface DenoisingPart {
+  /** The image is noisy already, as another model's `end` left it. */
+  readonly start?: number | undefined;
+  readonly end?: number | undefined;
+}
+
 /** The latents that steps are computed for, and what of an image belongs to them. */
 interface Start {
   /** Scaled latents of the image, [N,C,h,w]. */
   readonly image?: Float32Array;
+  /** They have the first step's noise already. */
+  readonly noisy?: boolean;
   /** At the latents' size, [N,1,h,w]. */
   readonly mask?: Float32Array;
   /** Scaled latents of the image without the masked part, for U-Nets that take them. */
@@ -189,6 +203,11 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
 
   protected abstract readonly textEncoders: readonly PromptEncoder[];
 
+  /** What a call runs of the schedule: all of it but in SDXL. */
+  protected denoisingPart(_options: O): DenoisingPart {
+    return {};
+  }
+
   /** Adds a LoRA file to U-Net and text encoder from the next call on; `scale` is its strength. The caller closes the file when it is done with it. */
   loadLoraWeights(store: TensorStore, scale = 1): void {
     this.loras.push({ store, scale });
@@ -220,18 +239,25 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     const config = options.scheduler ?? this.scheduler;
     const strength = options.strength ?? this.defaults.strength[inpainting ? 1 : 0];
     check(strength >= 0 && strength <= 1, 'input', () => `strength ${strength} must be from 0 to 1`);
-    const skipped = options.image ? Math.max(count - Math.min(Math.floor(count * strength), count), 0) : 0;
+    const part = this.denoisingPart(options);
     const samplerOptions: SamplerOptions = {
       numInferenceSteps: count,
-      // Heun evaluates every step twice.
-      begin: skipped * (config._class_name === 'HeunDiscreteScheduler' ? 2 : 1),
       ...(options.eta !== undefined && config._class_name === 'DDIMScheduler' && { eta: options.eta }),
       ...(options.original_inference_steps !== undefined && { original_inference_steps: options.original_inference_steps }),
     };
-    check(!options.image || skipped < count, 'input', () => `strength ${strength} leaves none of ${count} steps`);
-    const program = createSampler(config, samplerOptions);
-    onRecord?.('timesteps', Float32Array.from(program.timesteps));
-    if (program.sigmas) onRecord?.('sigmas', Float32Array.from(program.sigmas));
+    // Heun evaluates every step twice.
+    const perStep = config._class_name === 'HeunDiscreteScheduler' ? 2 : 1;
+    let skipped = 0;
+    if (part.start !== undefined) skipped = evaluationsBefore(config, createSampler(config, samplerOptions).timesteps, part.start, perStep);
+    else if (options.image) {
+      const skippedSteps = Math.max(count - Math.min(Math.floor(count * strength), count), 0);
+      check(skippedSteps < count, 'input', () => `strength ${strength} leaves none of ${count} steps`);
+      skipped = skippedSteps * perStep;
+    }
+    const whole = createSampler(config, { ...samplerOptions, begin: skipped });
+    onRecord?.('timesteps', Float32Array.from(whole.timesteps));
+    if (whole.sigmas) onRecord?.('sigmas', Float32Array.from(whole.sigmas));
+    const program = part.end === undefined ? whole : takeSteps(whole, evaluationsUntil(config, whole, part.end));
 
     const guided = guidanceScale > 1 && this.unet.config.time_cond_proj_dim === null;
     const negative = options.negative_prompt === undefined ? undefined : list(options.negative_prompt);
@@ -243,11 +269,12 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     const conditions: TextConditions = { ...text, embeds: each(text.embeds), ...(text.added && { added: { text_embeds: each(text.added.text_embeds), time_ids: each(text.added.time_ids) } }) };
 
     const latentShape: Shape = [size.batch, this.vae.config.latent_channels, size.height, size.width];
-    const start = await this.start(options, size, latentShape, skipped > 0);
+    const start = await this.start(options, size, latentShape, { partly: skipped > 0, noisy: part.start !== undefined });
     const { generator } = options;
     const noise = generator && program.noiseDraws > 0 ? joinDraws(generator, latentShape, program.noiseDraws) : undefined;
 
-    const latents = await this.sample(options, { program, config, guided, skipped, start, noise, text: conditions, latentShape, guidanceScale });
+    const latents = await this.sample(options, { program, stepCount: whole.steps.length, config, guided, skipped, start, noise, text: conditions, latentShape, guidanceScale });
+    if (options.output_type === 'latent') return { data: latents, shape: latentShape };
     const shape: Shape = [size.batch, this.vae.config.out_channels, size.height * factor, size.width * factor];
     const decoded = await this.latentDecoder.decode(latents, latentShape);
     onRecord?.('decoded', decoded);
@@ -260,18 +287,33 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
   private size({ height, width, image, control_image: control }: StableDiffusionOptions, batch: number): Size {
     const factor = latentFactor(this.vae.config);
     const controls = listOf(control);
-    const given = image ?? controls[0];
+    const given = image ? this.imageSize(image) : controls[0] && this.imageSize(controls[0]);
     const own = this.unet.config.sample_size;
-    const pixels = [height ?? given?.shape[2] ?? (own && own[0] * factor), width ?? given?.shape[3] ?? (own && own[1] * factor)] as const;
+    const pixels = [height ?? given?.[0] ?? (own && own[0] * factor), width ?? given?.[1] ?? (own && own[1] * factor)] as const;
     for (const side of pixels) check(side !== undefined && Number.isInteger(side) && side >= factor && side % factor === 0, 'input', () => `height ${pixels[0]} and width ${pixels[1]} must be multiples of ${factor}`);
     for (const [name, batchOf] of [['image', image] as const, ...controls.map((each) => ['control_image', each] as const)]) {
-      check(!batchOf || (batchOf.shape.length === 4 && batchOf.shape[2] === pixels[0] && batchOf.shape[3] === pixels[1] && batchOf.data.length === numel(batchOf.shape)), 'input', () => `${name} ${showShape(batchOf!.shape)} must be [N, C, ${pixels[0]}, ${pixels[1]}]: resize it first`);
+      check(!batchOf || (batchOf.shape.length === 4 && this.imageSize(batchOf).every((side, i) => side === pixels[i]) && batchOf.data.length === numel(batchOf.shape)), 'input', () => `${name} ${showShape(batchOf!.shape)} must be [N, C, ${pixels[0]}, ${pixels[1]}]: resize it first`);
     }
     return { batch, height: pixels[0]! / factor, width: pixels[1]! / factor };
   }
 
-  /** Start noise, and latents of the image and of its kept part. Draws are taken in diffusers' order: image, noise, masked image. */
-  private async start(options: StableDiffusionOptions, { batch, height, width }: Size, latentShape: Shape, partly: boolean): Promise<Start> {
+  /** Whether an image is given as latents. */
+  private isLatent({ shape }: ImageBatch): boolean {
+    const { latent_channels: latent, in_channels: pixels } = this.vae.config;
+    return shape[1] === latent && latent !== pixels;
+  }
+
+  /** [height, width] in pixels. */
+  private imageSize(image: ImageBatch): readonly [number, number] {
+    const factor = this.isLatent(image) ? latentFactor(this.vae.config) : 1;
+    return [image.shape[2]! * factor, image.shape[3]! * factor];
+  }
+
+  /**
+   * Start noise, and latents of the image and of its kept part. Draws are taken in diffusers' order: image, noise, masked image.
+   * @param partly The first steps are left out. `noisy`: the image is at the first step's level of noise already.
+   */
+  private async start(options: StableDiffusionOptions, { batch, height, width }: Size, latentShape: Shape, { partly, noisy: already }: { partly: boolean; noisy: boolean }): Promise<Start> {
     const { image, mask_image: mask, generator, seed = 0, sampleOffset = 0 } = options;
     const draw = (shape: Shape, step: number): Float32Array => {
       if (generator) return generator.randn(shape);
@@ -283,9 +325,10 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     const startNoise = (): Float32Array | undefined => options.latents ?? generator?.randn(latentShape);
     if (!image) return { noise: startNoise() };
     const n = image.shape[0]!;
+    const given = this.isLatent(image);
     const channels = latentShape[1]!;
     const drawShape = [n, channels, height, width];
-    const toModel = image.data.map((x) => 2 * x - 1);
+    const toModel = given ? image.data : image.data.map((x) => 2 * x - 1);
     const takesMask = this.unet.config.in_channels !== channels;
     const encode = async (pixels: Float32Array, gaussian: Float32Array): Promise<Float32Array> => {
       const { latents } = await this.vae.run((ctx, inputs) => ({
@@ -293,16 +336,19 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
       }));
       return repeatRows(latents, n, batch, { what: 'image' });
     };
-    const needsImage = !takesMask || partly;
-    const gaussian = needsImage ? draw(drawShape, 0) : undefined;
-    const noise = startNoise();
-    const latents = gaussian && { image: await encode(toModel, gaussian) };
+    const needsImage = !takesMask || partly || already;
+    const gaussian = needsImage && !given ? draw(drawShape, 0) : undefined;
+    // Without a mask, nothing is done with noise where the image has its own.
+    const noise = already && !mask ? undefined : startNoise();
+    const latents = needsImage && { image: gaussian ? await encode(toModel, gaussian) : repeatRows(image.data, n, batch, { what: 'image' }), noisy: already };
     if (!mask) return { ...latents, noise };
-    const [h, w] = [image.shape[2]!, image.shape[3]!];
+    check(!given || !takesMask, 'input', () => `${this.name}: this U-Net reads what the mask keeps of the image, which latents do not tell: give the image itself`);
+    const [h, w] = this.imageSize(image);
     check(mask.shape.length === 4 && mask.shape[1] === 1 && mask.shape[2] === h && mask.shape[3] === w && (mask.shape[0] === 1 || mask.shape[0] === n), 'input', () => `mask_image ${showShape(mask.shape)} must be [1 or ${n}, 1, ${h}, ${w}]`);
     const painted = repeatRows(mask.data.map((x) => (x >= 0.5 ? 1 : 0)), mask.shape[0]!, n, { what: 'mask_image' });
     const factor = h / height;
     const small = Float32Array.from({ length: n * height * width }, (_, i) => painted[(Math.floor(i / width) * w + (i % width)) * factor]!);
+    if (given) return { ...latents, mask: repeatRows(small, n, batch, { what: 'mask_image' }), noise };
     // diffusers draws for it whether or not the U-Net reads it.
     const maskedGaussian = draw(drawShape, 1);
     const kept = toModel.map((x, i) => x * (1 - painted[Math.floor(i / (image.shape[1]! * h * w)) * h * w + (i % (h * w))]!));
@@ -397,7 +443,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
           let residuals: ControlResiduals | undefined;
           if (nets.length) {
             const half = (t: Tensor): Tensor => (guess ? slice(t, 0, batch, batch) : t);
-            const all = sumResiduals(nets.map((net, i) => controlOf(i, contextOf(graph, net, hoisted(graph, netTexts[i]!, step, `controlnet.${i}.`)), half(x), half(timestep), this.controlScale(options, i, step, program.steps.length))));
+            const all = sumResiduals(nets.map((net, i) => controlOf(i, contextOf(graph, net, hoisted(graph, netTexts[i]!, step, `controlnet.${i}.`)), half(x), half(timestep), this.controlScale(options, i, step, { count: run.stepCount, taken: program.steps.length }))));
             residuals = guess ? forPositiveHalf(all) : all;
           }
           return unetOf(contextOf(graph, unet, hoisted(graph, unetText, step, '')), sample, timestep, residuals);
@@ -408,7 +454,12 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
             ...nets.flatMap((net, i) => (timeAlone(this.controlnets[i]!.config) ? timeOf(graph, timestep, net, `controlnet.${i}.`, (ctx, sample) => controlOf(i, ctx, sample, timestep, 1)) : [])),
           ]),
         // At full strength nothing of the image is left in the start of inpainting.
-        ...(start.image && !(start.mask && skipped === 0) && { start: (noise: Tensor) => noisy(noise.graph.input('image_latents', latentShape), noise, levels[0]!) }),
+        ...(start.image && (start.noisy || !(start.mask && skipped === 0)) && {
+          start(noise: Tensor) {
+            const image = noise.graph.input('image_latents', latentShape);
+            return start.noisy ? image : noisy(image, noise, levels[0]!);
+          },
+        }),
         ...(start.mask && !start.maskedImage && { after: (sample: Tensor, step: StepContext) => keepUnmasked(sample, step, latentShape, levels) }),
         bindings: () => new Map([...parameters.flatMap(([own, weights]) => [...weights.bindings(own)]), ...held.flatMap((values) => [...values.bindings])]),
         seed: options.seed ?? 0,
@@ -449,11 +500,11 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
   }
 
   /** Strength of ControlNet `net`: a number, or one for each step where it does not act in all of them. */
-  private controlScale(o: StableDiffusionOptions, net: number, step: StepContext, count: number): Tensor | number {
+  private controlScale(o: StableDiffusionOptions, net: number, step: StepContext, { count, taken }: { readonly count: number; readonly taken: number }): Tensor | number {
     const of = (value: number | readonly number[] | undefined, fallback: number): number => (typeof value === 'number' ? value : (value?.[net] ?? fallback));
     const [strength, from, to] = [of(o.controlnet_conditioning_scale, 1), of(o.control_guidance_start, 0), of(o.control_guidance_end, 1)];
     if (from <= 0 && to >= 1) return strength;
-    return reshape(step.perStep(`controlnet_scale.${net}`, Array.from({ length: count }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
+    return reshape(step.perStep(`controlnet_scale.${net}`, Array.from({ length: taken }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
   }
 
   /** The autoencoder's decoder by itself. */
@@ -465,6 +516,14 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
   destroy(): void {
     for (const component of [...this.textEncoders.map(({ encoder }) => encoder), this.unet, this.vae, ...this.controlnets]) component.destroy();
   }
+}
+
+/** The guidance scale that `bruit.json` beside model_index.json may name: that of large models is too much for small ones. */
+async function ownGuidance(folder: ModelFolder): Promise<number | undefined> {
+  if (!(await folder.has('bruit.json'))) return undefined;
+  const { guidance_scale: scale } = await readJson(folder, 'bruit.json');
+  check(typeof scale === 'number' && Number.isFinite(scale), 'config', () => `${folder.name}/bruit.json: "guidance_scale" must be a number`);
+  return scale;
 }
 
 /** Stable Diffusion 1 and 2, and latent consistency models made of them. */
@@ -487,7 +546,7 @@ export class StableDiffusionPipeline extends StableDiffusionBase<StableDiffusion
     check(addition === null || addition === 'text', 'config', () => `${folder.name}/unet: addition_embed_type "${addition}" belongs to another family than Stable Diffusion 1 and 2`);
     const text = { encoder: await Component.open(engine, folder, clipTextEncoder(), options), tokenizer: await loadTokenizer(folder) };
     const consistency = kind.startsWith('LatentConsistencyModel');
-    return new StableDiffusionPipeline(components, text, { guidance_scale: consistency ? 8.5 : 7.5, num_inference_steps: consistency ? 4 : 50, strength: [0.8, 1] });
+    return new StableDiffusionPipeline(components, text, { guidance_scale: (await ownGuidance(folder)) ?? (consistency ? 8.5 : 7.5), num_inference_steps: consistency ? 4 : 50, strength: [0.8, 1] });
   }
 
   protected get textEncoders(): readonly PromptEncoder[] {
@@ -525,7 +584,9 @@ function guidanceEmbedding(scale: number, dim: number): Float32Array {
 
 /** What a trajectory is computed from. */
 interface Trajectory {
-  readonly program: ReturnType<typeof createSampler>;
+  readonly program: SamplerProgram;
+  /** Those of the program, and what `end` leaves out after them. */
+  readonly stepCount: number;
   readonly config: SchedulerConfig;
   readonly guided: boolean;
   readonly skipped: number;
@@ -535,6 +596,25 @@ interface Trajectory {
   readonly text: TextConditions;
   readonly latentShape: Shape;
   readonly guidanceScale: number;
+}
+
+/** The time step at a part of the schedule, as diffusers rounds it. */
+const cutoff = ({ num_train_timesteps: total }: SchedulerConfig, part: number): number => roundHalfEven(total - part * total);
+
+/** Evaluations that are left out where another model has done this part. */
+function evaluationsBefore(config: SchedulerConfig, timesteps: readonly number[], start: number, perStep: number): number {
+  const below = timesteps.filter((t) => t < cutoff(config, start)).length;
+  // Not between the two evaluations of one of Heun's steps, of which the last has only one.
+  const left = perStep === 2 && below % 2 === 0 ? below + 1 : below;
+  check(below > 0 && left <= timesteps.length, 'input', () => `denoising_start ${start} leaves none of ${timesteps.length} steps`);
+  return timesteps.length - left;
+}
+
+/** How many of a program's evaluations belong to the schedule up to `end`. */
+function evaluationsUntil(config: SchedulerConfig, { steps }: SamplerProgram, end: number): number {
+  const count = steps.filter(({ timestep }) => timestep >= cutoff(config, end)).length;
+  check(count > 0, 'input', () => `denoising_end ${end} leaves none of ${steps.length} steps`);
+  return count;
 }
 
 function joinDraws(generator: NormalSource, shape: Shape, draws: number): Float32Array {

@@ -10,7 +10,7 @@ import { loadTokenizer } from '../text/tokenizer';
 import { Component, pipelineClass } from './component';
 import { clipTextEncoder } from './declarations';
 import { encodePrompts, joinRows, type EncodedPrompts, type PromptEncoder } from './encode_prompts';
-import { list, openStableDiffusion, StableDiffusionBase, type PromptBatch, type StableDiffusionComponents, type StableDiffusionOptions, type StableDiffusionPipelineOptions, type TextConditions } from './stable_diffusion';
+import { list, openStableDiffusion, StableDiffusionBase, type DenoisingPart, type PromptBatch, type StableDiffusionComponents, type StableDiffusionOptions, type StableDiffusionPipelineOptions, type TextConditions } from './stable_diffusion';
 
 type Pair = readonly [number, number];
 
@@ -19,6 +19,10 @@ export interface StableDiffusionXLOptions extends StableDiffusionOptions {
   /** For the second encoder; `prompt` by default. */
   readonly prompt_2?: string | readonly string[] | undefined;
   readonly negative_prompt_2?: string | readonly string[] | undefined;
+  /** More than 0 and less than 1: stop after this part of the schedule, for another model to go on (`output_type: 'latent'` keeps what is needed for that). */
+  readonly denoising_end?: number | undefined;
+  /** The same: begin there, with an `image` that another model's `denoising_end` left noisy. In place of `strength`. */
+  readonly denoising_start?: number | undefined;
   /** [height, width] that the image is said to have had before it was scaled; its own size by default, as for `target_size`. */
   readonly original_size?: Pair | undefined;
   /** [top, left] of the cut that the image is said to be. */
@@ -35,7 +39,7 @@ export interface StableDiffusionXLOptions extends StableDiffusionOptions {
 }
 
 /** Classes of model_index.json that {@link StableDiffusionXLPipeline} runs. */
-export const stableDiffusionXLClass = /^StableDiffusionXL(Img2Img|Inpaint|ControlNet(Img2Img)?)?Pipeline$/;
+export const stableDiffusionXLClass = /^StableDiffusionXL(Img2Img|Inpaint|ControlNet(Img2Img|Inpaint)?)?Pipeline$/;
 
 export class StableDiffusionXLPipeline extends StableDiffusionBase<StableDiffusionXLOptions> {
   private constructor(
@@ -119,6 +123,13 @@ export class StableDiffusionXLPipeline extends StableDiffusionBase<StableDiffusi
     }
     const padded = (positive: Float32Array): Float32Array => (zeros ? joinRows(new Float32Array(positive.length), positive) : positive);
     return { embeds: padded(embeds), shape: [tokens, width], added: { text_embeds: padded(pooled), time_ids: this.timeIds(options, { n, guided, size }) } };
+  }
+
+  protected override denoisingPart({ denoising_start: start, denoising_end: end, image }: StableDiffusionXLOptions): DenoisingPart {
+    for (const [name, value] of [['denoising_start', start], ['denoising_end', end]] as const) check(value === undefined || (value > 0 && value < 1), 'input', () => `${name} ${value} must be more than 0 and less than 1`);
+    check(start === undefined || image, 'input', () => 'denoising_start was given without the image that is to be denoised from there');
+    check(start === undefined || end === undefined || start < end, 'input', () => `denoising_start ${start} must be less than denoising_end ${end}`);
+    return { start, end };
   }
 
   /** [rows, 6]: original height and width, cut from top and left, target height and width; [rows, 5] with the score in place of the target. */

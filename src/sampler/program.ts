@@ -159,6 +159,13 @@ export function finishProgram(
   };
 }
 
+/** The first `count` steps alone: where they end, another model may go on. */
+export function takeSteps(program: SamplerProgram, count: number): SamplerProgram {
+  const steps = program.steps.slice(0, count);
+  const noiseDraws = steps.reduce((n, { noiseIndex }) => Math.max(n, noiseIndex + 1), 0);
+  return { ...program, steps, timesteps: program.timesteps.slice(0, program.timesteps.length - program.steps.length + count), noiseDraws };
+}
+
 /** f32 values per step in {@link packProgram}'s table. */
 export const STEP_STRIDE = 4 * COLUMNS + 8;
 

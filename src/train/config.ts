@@ -27,6 +27,8 @@ export interface DataConfig {
   readonly heldBack: number;
   /** Number of scenes. */
   readonly count: number;
+  /** Share of scenes with two digits. */
+  readonly pairs: number;
 }
 
 /** What is trained, told by `_class_name` of its config. */
@@ -143,9 +145,11 @@ export function parseTrainConfig(json: unknown, file: string, pretrained: Pretra
     flip: d.boolean('flip', false),
     heldBack: d.integer('held_back', 1000, 0),
     count: d.integer('count', source === 'scenes' ? 20000 : 0, 0),
+    pairs: d.number('pairs', source === 'scenes' ? 0.5 : 0),
   };
   d.finish();
   if (['idx', 'folder', 'captions'].includes(source) && !data.path) d.fail(`source "${source}" needs a "path"`);
+  if (data.pairs < 0 || data.pairs > (source === 'scenes' ? 1 : 0)) d.fail(source === 'scenes' ? `"pairs" is ${data.pairs}: the share of scenes with two digits, 0 to 1` : '"pairs" is for source "scenes"');
   if ((data.count > 0) !== (source === 'scenes')) d.fail(source === 'scenes' ? '"count" must be at least 1: the number of scenes' : `"count" is for source "scenes"; "${source}" has as many images as it has`);
 
   const t = new ConfigReader(root.train ?? {}, `${file}: train`, 'train');

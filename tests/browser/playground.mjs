@@ -192,7 +192,7 @@ const tests = {
     // The browser plays what it recorded: the size of the grid, and its end is the picture on the canvas, white strokes on black.
     const cinema = await person.page.browser().newPage(); // the page's own policy lets it load no films
     const film = await cinema.evaluate(async (bytes) => {
-      const video = Object.assign(document.createElement('video'), { muted: true, src: URL.createObjectURL(new Blob([new Uint8Array(bytes)], { type: 'video/webm' })) });
+      const video = Object.assign(document.createElement('video'), { muted: true, src: URL.createObjectURL(new globalThis.Blob([new Uint8Array(bytes)], { type: 'video/webm' })) });
       await new Promise((resolve, reject) => Object.assign(video, { onended: resolve, onerror: () => reject(new Error(video.error.message)) }).play().catch(reject));
       const canvas = new OffscreenCanvas(video.videoWidth, video.videoHeight).getContext('2d');
       canvas.drawImage(video, 0, 0);
@@ -239,6 +239,23 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     await person.until(() => /names IFPipeline/.test(document.querySelector('.plan [role=alert]')?.textContent ?? ''));
   },
 
+  async 'sample: the bundled text-to-image model draws what the prompt says'(person) {
+    await person.tab('sample');
+    await person.fill('From', 'scenes');
+    await person.until(() => /bundled scenes/.test(document.querySelector('#panel-sample').textContent), 60_000);
+    await person.ready('Sample');
+    await person.fill('Prompt', 'a thick slanted four');
+    await person.press('Sample');
+    await person.ready('Save PNG', 90_000);
+    await person.canvasWhere('#panel-sample canvas', (c) => c.seen > 0, 'pictures of the prompt');
+    const parameters = JSON.parse(decode(await person.download('Save PNG')).text.parameters);
+    check(parameters.prompt === 'a thick slanted four' && parameters.guidance === 2, `parameters ${JSON.stringify(parameters)}`);
+    await person.picture('scenes');
+    await person.fill('From', 'digits');
+    await person.until(() => document.querySelector('.chips'), 30_000);
+    await person.ready('Save PNG', 90_000);
+  },
+
   async 'sample: a folder by its address, with its needs first; bad addresses are told in words'(person) {
     await person.fill('From', 'url');
     await person.fill('Address of the folder', `${person.base}/goldens/pipeline_sd_tiny`);
@@ -254,7 +271,7 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     await person.press('Look at it first');
     await person.until(() => document.querySelector('#panel-sample [role=alert]'));
     check(/owner\/name/.test(await person.alert()), `the alert says "${await person.alert()}"`);
-    await person.fill('From', 'bundled');
+    await person.fill('From', 'digits');
     await person.until(() => document.querySelector('.chips'), 30_000);
     await person.ready('Save PNG', 90_000);
   },

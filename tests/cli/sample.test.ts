@@ -57,6 +57,20 @@ test('image, mask, ControlNets, LoRA and weights of words together', { timeout: 
   expect(differs(one.data, two.data)).toBeLessThan(1e-3);
 });
 
+test('a prompt alone is answered by the bundled scenes, with the guidance that bruit.json names', { timeout: 120_000 }, async () => {
+  const draw = async (...args: string[]): Promise<Buffer> => {
+    const file = join(dir, `${next++}.safetensors`);
+    const { code, stderr } = await bruit('sample', '--prompt', 'two threes side by side', '--steps', '5', '--n', '2', '--out', file, ...args);
+    expect(code, stderr).toBe(0);
+    return readFile(file);
+  };
+  const images = async (file: Buffer): Promise<Float32Array> => (await openSafetensors(bytesSource(file))).readF32('images');
+  const own = await images(await draw());
+  expect(own.length).toBe(2 * 32 * 32);
+  expect(await images(await draw('--guidance', '2'))).toEqual(own);
+  expect(differs(await images(await draw('--guidance', '7.5')), own)).toBeGreaterThan(0.01);
+});
+
 test.each([
   ['pipeline_lcm_tiny', [], undefined],
   ['pipeline_unclip_tiny', ['--prompt', 'a fox', '--prior-num-inference-steps', '2', '--decoder-num-inference-steps', '2', '--super-res-num-inference-steps', '2'], [1, 3, 32, 32]],
@@ -69,4 +83,18 @@ test.each([
     return;
   }
   expect((await sample(model, ...args)).shape).toEqual(shape);
+});
+
+test('SDXL in two parts, with a refiner or by latents in a file, is SDXL in one', { timeout: 240_000 }, async () => {
+  const common = ['--prompt', 'a fox', '--steps', '3', '--scheduler', 'ddim', '--height', '16', '--width', '16'];
+  const whole = await sample('pipeline_xl_tiny', ...common);
+  const refined = await sample('pipeline_xl_tiny', ...common, '--refiner', goldenPath('pipeline_xl_tiny'), '--denoising-end', '0.5');
+  expect(differs(whole.data, refined.data)).toBeLessThan(1e-4);
+  const latents = join(dir, 'latents.safetensors');
+  const base = ['sample', '--model', goldenPath('pipeline_xl_tiny'), ...common];
+  expect(await bruit(...base, '--denoising-end', '0.5', '--output-type', 'latent', '--out', latents)).toMatchObject({ code: 0 });
+  const second = await sample('pipeline_xl_tiny', '--prompt', 'a fox', '--steps', '3', '--scheduler', 'ddim', '--image', latents, '--denoising-start', '0.5');
+  expect(differs(refined.data, second.data)).toBeLessThan(1e-4);
+  expect(await bruit(...base, '--denoising-end', '1.5', '--out', join(dir, 'never.png'))).toMatchObject({ code: 2, stderr: expect.stringMatching(/denoising_end 1\.5 must be more than 0 and less than 1/) as string });
+  expect(await bruit(...base, '--denoising-start', '0.5', '--out', join(dir, 'never.png'))).toMatchObject({ code: 2, stderr: expect.stringMatching(/--denoising-start needs an --image/) as string });
 });

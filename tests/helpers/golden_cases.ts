@@ -40,6 +40,7 @@ export const modelCases = [
   'unet2d_class_cond',
   'unet2d_condition_if_tiny',
   'unet2d_condition_k_tiny',
+  'unet2d_condition_kinds_tiny',
   'unet2d_condition_sd1_tiny',
   'unet2d_condition_sd2_tiny',
   'unet2d_old_names',

@@ -44,6 +44,7 @@ function build(config: object, sizes: Partial<ConditionSizes> = {}) {
 
 /** Every expected weight with its shape; `null`: must not exist. */
 const variants: Readonly<Record<string, readonly [config: object, sizes: Partial<ConditionSizes>, weights: Readonly<Record<string, string | null>>]>> = {
+  'a middle block of one residual block': [{ ...small, mid_block_type: 'UNetMidBlock2D' }, {}, { 'mid_block.resnets.0.conv1.weight': '[16,16,3,3]', 'mid_block.resnets.1.conv1.weight': null, 'mid_block.attentions.0.proj_in.weight': null }],
   'no middle block': [{ ...small, mid_block_type: null }, {}, { 'mid_block.resnets.0.conv1.weight': null, 'conv_out.weight': '[4,8,3,3]' }],
   'depths, heads and text widths by resolution': [
     { ...small, transformer_layers_per_block: [2, 3], attention_head_dim: [2, 4], cross_attention_dim: [32, 24], layers_per_block: [2, 1], mid_block_type: null },

@@ -331,6 +331,8 @@ test('scenes are functions of seed and number; captions held back are never trai
   expect(await a.get(7)).toEqual(await b.get(7));
   expect(a.plans[7]).toEqual(b.plans[7]);
   expect(a.captions.some(isHeldBack)).toBe(false);
+  const share = (pairs?: number): number => Array.from({ length: 300 }, (_, i) => planScene(1, i, false, pairs)).filter((plan) => plan.digits.length === 2).length / 300;
+  expect([share(), share(0.8), share(1)].map((v) => Math.round(v * 10))).toEqual([5, 8, 10]);
   const held = Array.from({ length: 300 }, (_, i) => planScene(1, i, true));
   expect(held.every((p) => isHeldBack(p.caption))).toBe(true);
   const tokenizer = await loadTokenizer(directory('recipes/scenes/tokenizer'), '');

@@ -63,6 +63,8 @@ const refused: [string, Json, RegExp, PretrainedComponents?][] = [
   ['dropping always', withTrain(text, { condition_dropout: 1 }), /condition_dropout 1 is not in \[0, 1\)/],
   ['a variance that is not learned', withTrain({ model: dit, vae, data: { size: 32 } }, { vlb_weight: 0.001 }), /vlb_weight needs out_channels = 2·in_channels = 8, the model has 4/],
   ['samples on the way', withTrain(text, { sample_every: 10 }), /sample_every is for UNet2DModel/],
+  ['a share of pairs for images', { model: unet2d, data: { pairs: 0.5 } }, /"pairs" is for source "scenes"/],
+  ['a share of pairs beyond 1', { ...text, data: { source: 'scenes', pairs: 1.5 } }, /"pairs" is 1.5: the share of scenes with two digits/],
   ['a number of scenes for images', { model: unet2d, data: { count: 5 } }, /"count" is for source "scenes"/],
   ['captions without a folder', { ...text, data: { source: 'captions' } }, /source "captions" needs a "path"/],
 ];

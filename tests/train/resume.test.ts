@@ -3,14 +3,14 @@ import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { Engine } from '../../src/engine/device';
+import { openEngine } from '../../cli/engine';
 import { runTraining } from '../../src/node/train_run';
 import { listCheckpoints, loadCheckpoint } from '../../src/node/run_directory';
 import { parseTrainConfig } from '../../src/train/config';
-import { testDevice } from '../helpers/device';
 import { long } from '../helpers/mode';
 
-const engine = await Engine.create({ device: await testDevice() });
+// As the command line's, whose processes the runs are compared with.
+const engine = await openEngine();
 let dir: string;
 let recipe: string;
 

@@ -78,7 +78,7 @@ export async function openLatentModel(engine: Engine, folder: ModelFolder, pipel
   const [h, w] = pipeline.unet.config.sample_size ?? [64, 64];
   const [height, width] = [h * factor, w * factor];
   return {
-    info: { condition: 'prompt', classes: [], size: [height, width], guidance: 7.5 },
+    info: { condition: 'prompt', classes: [], size: [height, width], guidance: pipeline.defaults.guidance_scale },
     scheduler: pipeline.scheduler,
     shape: (count) => [count, pipeline.vae.config.latent_channels, h, w],
     generate: ({ settings: { prompt, negativePrompt, count, steps, guidance, seed }, labels: _, latents, ...rest }) =>

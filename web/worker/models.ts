@@ -4,7 +4,7 @@ import type { ModelFolder } from '../../src/io/folder';
 import { blobSource, bytesSource } from '../../src/io/source';
 
 export type ModelSource =
-  | { readonly kind: 'bundled' }
+  | { readonly kind: 'bundled'; readonly model: 'digits' | 'scenes' }
   | { readonly kind: 'url'; readonly url: string }
   /** `owner/name` of huggingface.co, `owner/name@revision`. */
   | { readonly kind: 'hub'; readonly id: string }
@@ -26,7 +26,7 @@ const largest = 16 * 2 ** 30;
 export function openSource(source: ModelSource, onDownload: (d: Download) => void): ModelFolder & { sizes?: (paths: readonly string[]) => Promise<number> } {
   switch (source.kind) {
     case 'bundled':
-      return remoteFolder(new URL('models/digits/', self.location.href).href, 'bundled digits', onDownload);
+      return remoteFolder(new URL(`models/${source.model}/`, self.location.href).href, `bundled ${source.model}`, onDownload);
     case 'url':
       return remoteFolder(httpUrl(source.url), source.url, onDownload);
     case 'hub': {

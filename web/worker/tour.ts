@@ -63,7 +63,7 @@ export class TourTab {
   }
 
   private pipeline(): Promise<DDPMPipeline> {
-    this.model ??= DDPMPipeline.fromFolder(this.engine, openSource({ kind: 'bundled' }, () => undefined));
+    this.model ??= DDPMPipeline.fromFolder(this.engine, openSource({ kind: 'bundled', model: 'digits' }, () => undefined));
     return this.model;
   }
 

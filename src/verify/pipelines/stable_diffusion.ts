@@ -17,11 +17,13 @@ async function open<P extends StableDiffusionPipeline | StableDiffusionXLPipelin
 function optionsOf(run: PipelineRun): StableDiffusionOptions {
   const { image: _, ...call } = run.call;
   const image = tensorArgument(run, 'image');
-  const control = run.pipeline.includes('ControlNet');
+  // Where there is but a condition, diffusers calls it the image.
+  const control = run.pipeline.includes('ControlNet') && run.call.control_image === undefined;
   const scheduler = run.schedulers.scheduler;
   return {
     ...(call as unknown as StableDiffusionOptions),
     ...(image && (control ? { control_image: image } : { image })),
+    ...(run.call.control_image !== undefined && { control_image: tensorArgument(run, 'control_image') }),
     ...(run.call.mask_image !== undefined && { mask_image: tensorArgument(run, 'mask_image') }),
     ...(isJsonObject(scheduler) && { scheduler: parseSchedulerConfig(scheduler, `${run.folder.name}: ${run.name}`) }),
     generator: run.draws,
@@ -58,7 +60,7 @@ async function generate(kind: Kind<StableDiffusionPipeline | StableDiffusionXLPi
 }
 
 const stableDiffusion: PipelineClass = {
-  names: ['StableDiffusionPipeline', 'StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline', 'StableDiffusionControlNetPipeline', 'LatentConsistencyModelPipeline'],
+  names: ['StableDiffusionPipeline', 'StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline', 'StableDiffusionControlNetPipeline', 'StableDiffusionControlNetImg2ImgPipeline', 'StableDiffusionControlNetInpaintPipeline', 'LatentConsistencyModelPipeline'],
   run: async (run) => ({ ...(run.records('in.prompt_embeds') && (await textOf(run, 'in.'))), ...(await generate(StableDiffusionPipeline, run)) }),
   text: (run) => textOf(run, ''),
 };
@@ -86,7 +88,7 @@ async function textOfXL(run: PipelineRun): Promise<Record<string, Numbers>> {
 }
 
 const stableDiffusionXL: PipelineClass = {
-  names: ['StableDiffusionXLPipeline', 'StableDiffusionXLImg2ImgPipeline', 'StableDiffusionXLInpaintPipeline', 'StableDiffusionXLControlNetPipeline'],
+  names: ['StableDiffusionXLPipeline', 'StableDiffusionXLImg2ImgPipeline', 'StableDiffusionXLInpaintPipeline', 'StableDiffusionXLControlNetPipeline', 'StableDiffusionXLControlNetImg2ImgPipeline', 'StableDiffusionXLControlNetInpaintPipeline'],
   run: async (run) => ({ ...(run.records('in.prompt_embeds') && (await textOfXL(run))), ...(await generate(StableDiffusionXLPipeline, run)) }),
 };
 
