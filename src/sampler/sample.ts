@@ -204,6 +204,7 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
     for (const each of programs) each.destroy();
     for (const buffer of own) engine.destroyBuffer(buffer);
   };
+  let sampler: GpuSampler | undefined;
   try {
     const stepBindings: [Tensor, BufferView][] = [[step.noise, noiseView]];
     let timeProgram: Program | undefined;
@@ -220,12 +221,13 @@ export async function createGpuSampler(engine: Engine, options: GpuSamplerOption
       start: await build(start, 'sampler.start', [], [[first, stepProgram.view(state.sample)], [startNoise, noiseView]]),
       time: timeProgram,
     };
-    const sampler = new GpuSampler(engine, options, stepProgram, startPrograms, leaves, destroy);
+    sampler = new GpuSampler(engine, options, stepProgram, startPrograms, leaves, destroy);
     const { seed: key = 0, sampleOffset = 0, latents = null, noise: given } = options;
     sampler.set({ seed: key, sampleOffset, latents, ...(labels && { labels }), ...(given && { noise: given }), ...(guidance && { guidanceScale: guidance.scale }) });
     return sampler;
   } catch (e) {
-    destroy();
+    if (sampler) sampler.destroy();
+    else destroy();
     throw e;
   }
 }

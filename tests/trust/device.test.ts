@@ -130,7 +130,7 @@ describe.each([['sampling', sample, 2], ['training', train, 1]] as const)('%s', 
       const recovered = await withEngine({ recover: true, onLost: (error) => void errors.push(error), create }, work);
       expect(errors, `call ${at} of ${total}`).toMatchObject([{ name: 'BruitError', code: 'device', message: expect.stringContaining('The GPU device was lost (destroyed') }]);
       expect(recovered).toEqual(expected);
-      for (const count of live) expect(count()).toMatchObject({ buffers: 0, textures: 0 });
+      for (const count of live) expect(count(), `call ${at} of ${total}`).toMatchObject({ buffers: 0, textures: 0 });
     }
     const { device } = await losingDevice(Math.floor(total / 3));
     await expect(withEngine({ create: () => engineOver(device) }, work)).rejects.toThrow('The GPU device was lost');
