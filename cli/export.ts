@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs';
-import { readFile } from 'node:fs/promises';
+import { readFile, rm } from 'node:fs/promises';
 import path from 'node:path';
 import type { Command } from 'commander';
 import { BruitError } from '../src/engine/errors';
@@ -36,20 +36,19 @@ export function addExport(program: Command): void {
       const recipeFile = path.join(run, 'recipe.json');
       if (!existsSync(recipeFile)) throw new BruitError('input', `${checkpoint}: there is no recipe.json beside it, so it is not a checkpoint of a training run`);
       const recipeText = await readFile(recipeFile, 'utf8');
-      const recipe = JSON.parse(recipeText) as { train?: { batch_size?: number; gradient_accumulation?: number; seed?: number } };
+      const recipe = JSON.parse(recipeText) as { train?: { condition_dropout?: number;  batch_size?: number; gradient_accumulation?: number; seed?: number } };
       const { step } = await readTrainerState(checkpoint);
+      // Only a class-conditional model's checkpoint says what guidance there is; prompts have the empty one.
+      const own = await readFile(path.join(checkpoint, 'bruit.json'), 'utf8').then((t) => JSON.parse(t) as { null_label: number }, () => undefined);
+      const { _class_name: kind } = JSON.parse(await readFile(path.join(checkpoint, 'model_index.json'), 'utf8').catch(() => '{}')) as { _class_name?: string };
+      const byPrompt = kind?.startsWith('StableDiffusion') === true && (recipe.train?.condition_dropout ?? 0) > 0;
+      if (options.guidance !== undefined && !own && !byPrompt) throw new BruitError('input', `--guidance ${options.guidance}: only a model of labels or prompts that was trained with condition_dropout has a default guidance scale`);
       const metrics = (await readMetrics(path.join(run, 'metrics.jsonl'))).filter((m) => m.step < step);
       const adapter = await readFile(path.join(run, 'run.json'), 'utf8').then((t) => (JSON.parse(t) as { adapter?: string }).adapter, () => undefined);
       const weights = await exportCheckpoint(checkpoint, out, options.half ? 'F16' : 'F32');
-      const guidance = path.join(out, 'bruit.json');
-      if (existsSync(guidance)) {
-        const { null_label } = JSON.parse(await readFile(guidance, 'utf8')) as { null_label: number };
-        await writeFileAtomic(guidance, `${JSON.stringify({ guidance_scale: options.guidance ?? 1, null_label, use_clipped_model_output: true }, null, 2)}\n`);
-      } else if (options.guidance !== undefined) {
-        const { _class_name: kind } = JSON.parse(await readFile(path.join(out, 'model_index.json'), 'utf8')) as { _class_name: string };
-        if (!kind.startsWith('StableDiffusion')) throw new BruitError('input', `--guidance ${options.guidance}: ${checkpoint} was trained without condition_dropout, so there is nothing to guide by`);
-        await writeFileAtomic(guidance, `${JSON.stringify({ guidance_scale: options.guidance }, null, 2)}\n`);
-      }
+      const guidance = own ? { guidance_scale: options.guidance ?? 1, null_label: own.null_label, use_clipped_model_output: true } : options.guidance !== undefined && { guidance_scale: options.guidance };
+      if (guidance) await writeFileAtomic(path.join(out, 'bruit.json'), `${JSON.stringify(guidance, null, 2)}\n`, { overwrite: true });
+      else await rm(path.join(out, 'bruit.json'), { force: true });
       const losses = metrics.slice(-100).map((m) => m.loss as number);
       const training = {
         steps: step,

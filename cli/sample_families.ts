@@ -273,8 +273,9 @@ function stableDiffusion(kind: typeof StableDiffusionPipeline | typeof StableDif
           for (const store of stores) await store.close();
         };
         const pipeline = await kind.fromFolder(engine, folder, { ...loadingOf(o), ...(o.controlnet && { controlnets: o.controlnet.map((name) => openNamedModel(name)) }) });
-        const refiner = o.refiner === undefined ? undefined : await StableDiffusionXLPipeline.fromFolder(engine, openNamedModel(o.refiner), loadingOf(o));
+        let refiner: StableDiffusionXLPipeline | undefined;
         try {
+          if (o.refiner !== undefined) refiner = await StableDiffusionXLPipeline.fromFolder(engine, openNamedModel(o.refiner), loadingOf(o));
           for (const { file, scale } of loras) {
             stores.push(await openTensorFile(file));
             pipeline.loadLoraWeights(stores[stores.length - 1]!, scale);

@@ -20,11 +20,18 @@ export class Pace {
   private doneWork = 0;
   private since = 0;
 
+  private readonly assumed: number;
+
   constructor(
     private readonly queue: GPUQueue,
     software: boolean,
   ) {
-    this.rate = software ? 4e6 : 2e8;
+    this.rate = this.assumed = software ? 4e6 : 2e8;
+  }
+
+  /** Whether a dispatch of this work may need to be cut, now or when the adapter turns out to be slower than it seems. */
+  mayBeLong(work: number): boolean {
+    return work > (Math.min(this.rate, this.assumed) * this.bound) / 4;
   }
 
   /** Work of one submission. */

@@ -200,8 +200,7 @@ async function record(engine: Engine, lowered: readonly Lowered[], memory: Progr
     specs.map((spec) => {
       let { epilogueText } = spec;
       const cost = spec.cost ?? nodeCost(node, (t) => memory.bytesOf(t));
-      // By what is known of the adapter's speed, with room for its being slower.
-      const long = spec.workgroups > 1 && workOf(cost) > pace.budget / 4;
+      const long = spec.workgroups > 1 && pace.mayBeLong(workOf(cost));
       const includes = { ...spec.includes, ...(long && { 'lib/index.wgsl': 'lib/index_of_slice.wgsl' }) };
       const all: Record<string, Bindable> = { ...spec.bindings };
       if (spec.epilogueWidth && node.epilogue) {
@@ -317,7 +316,7 @@ export class Program {
     return this.memory.plan;
   }
 
-  /** GPU memory of the program's own, as planned: values, and leaves without `bindings`. Parameters of kernels, a few bytes each, are not in it. */
+  /** GPU memory of the program's own, as planned: values, and leaves without `bindings`. Parameters of kernels are not in it: a few bytes each, and the numbers of slices where a dispatch may be cut. */
   get bytes(): number {
     return this.memory.bytes;
   }

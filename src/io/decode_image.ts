@@ -65,6 +65,11 @@ const PNG_SAMPLES: Readonly<Record<number, number>> = { 0: 1, 2: 3, 3: 1, 4: 2, 
 function boundedPng(bytes: Uint8Array, name: string): Uint8Array {
   if (bytes.length < 33) return bytes; // the decoder says what is wrong
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const damaged = (what: string): never => {
+    throw new BruitError('input', `${name}: damaged PNG (${what}).`);
+  };
+  const typeAt = (at: number): string => String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+  if (typeAt(8) !== 'IHDR' || view.getUint32(8) !== 13) damaged('it does not begin with an IHDR chunk');
   checkImageSize(bytes, name);
   const [width, height] = [view.getUint32(16), view.getUint32(20)];
   const bits = bytes[24]! * (PNG_SAMPLES[bytes[25]!] ?? 4);
@@ -76,10 +81,12 @@ function boundedPng(bytes: Uint8Array, name: string): Uint8Array {
   });
   const kept: Uint8Array[] = [];
   let from = 0;
-  for (let at = 8; at + 12 <= bytes.length; ) {
+  let at = 8;
+  for (let type = ''; type !== 'IEND' && at + 12 <= bytes.length; ) {
     const next = at + 12 + view.getUint32(at);
-    if (next > bytes.length) return bytes;
-    const type = String.fromCharCode(...bytes.subarray(at + 4, at + 8));
+    if (next > bytes.length) damaged('it ends within a chunk');
+    type = typeAt(at);
+    if (type === 'IHDR' && at > 8) damaged('it has two IHDR chunks');
     // In pieces, so that what one unpacks to is bounded, too.
     if (type === 'IDAT') for (let i = at + 8; i < next - 4; i += 2 ** 14) inflate.push(bytes.subarray(i, Math.min(i + 2 ** 14, next - 4)));
     if (type === 'iCCP') {
@@ -88,8 +95,8 @@ function boundedPng(bytes: Uint8Array, name: string): Uint8Array {
     }
     at = next;
   }
-  if (kept.length === 0) return bytes;
-  kept.push(bytes.subarray(from));
+  kept.push(bytes.subarray(from, at));
+  if (kept.length === 1 && at === bytes.length) return bytes;
   const out = new Uint8Array(kept.reduce((n, part) => n + part.length, 0));
   kept.reduce((at, part) => (out.set(part, at), at + part.length), 0);
   return out;

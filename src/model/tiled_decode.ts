@@ -142,11 +142,11 @@ export async function decodeTiled(engine: Engine, config: AutoencoderKLConfig, w
       }
     }
     // What overflowed in f16 is infinite and turns every norm behind it into NaN.
-    if (computeType === 'f16' && !data.every(Number.isFinite)) return await decodeTiled(engine, config, weights, latent, { ...options, computeType: 'f32' });
-    return { shape, data, plannedBytes, computeType };
+    if (computeType !== 'f16' || data.every(Number.isFinite)) return { shape, data, plannedBytes, computeType };
   } finally {
     engine.destroyBuffer(features);
   }
+  return decodeTiled(engine, config, weights, latent, { ...options, computeType: 'f32' });
 }
 
 /** Whether a decoder can work tile by tile: attention in its up blocks sees the whole image. */

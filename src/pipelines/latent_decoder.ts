@@ -36,10 +36,9 @@ export function planDecoding(config: AutoencoderKLConfig, shape: Shape, { profil
     return { images, activationBytes: plan.plannedBytes, largestBytes: Math.max(0, ...plan.slots) };
   };
   const first = whole(n);
-  if (!(tiling && side > TILE)) {
-    const single = n === 1 ? first : whole(1);
-    for (const plan of [first, single]) if (plan.largestBytes <= limit) return plan;
-  }
+  const single = n === 1 ? first : whole(1);
+  const untiled = [first, single].find((plan) => plan.largestBytes <= limit);
+  if (untiled && !(tiling && side > TILE)) return untiled;
   if (canTile(config)) {
     for (const tile of [TILE, 48, 32, 24, 16]) {
       if (tile >= side) continue;
@@ -47,7 +46,7 @@ export function planDecoding(config: AutoencoderKLConfig, shape: Shape, { profil
       if (largestBytes <= limit) return { images: 1, tile, activationBytes: plannedBytes, largestBytes };
     }
   }
-  return first;
+  return untiled ?? first;
 }
 
 /** An autoencoder as a decoder of latents alone. */

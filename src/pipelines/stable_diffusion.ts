@@ -522,7 +522,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
 async function ownGuidance(folder: ModelFolder): Promise<number | undefined> {
   if (!(await folder.has('bruit.json'))) return undefined;
   const { guidance_scale: scale } = await readJson(folder, 'bruit.json');
-  check(typeof scale === 'number' && Number.isFinite(scale), 'config', () => `${folder.name}/bruit.json: "guidance_scale" must be a number`);
+  check(scale === undefined || (typeof scale === 'number' && Number.isFinite(scale)), 'config', () => `${folder.name}/bruit.json: "guidance_scale" must be a number`);
   return scale;
 }
 

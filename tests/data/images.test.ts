@@ -214,6 +214,11 @@ test('decodeImage: data and colour profiles that unpack to far more than the ima
   const before = process.memoryUsage().rss;
   expect(() => decodeImage(join(header, chunk('IDAT', bomb), end), 'bomb.png')).toThrow(/^bomb\.png: its data unpacks to more than its 8x8 pixels take/);
   const profile = join(header, chunk('iCCP', join(Uint8Array.of(97, 0, 0), bomb)), png.subarray(33));
+  // What stands behind the end is not looked at, and the decoder would believe the last of two headers.
+  expect(decodeImage(join(profile, new Uint8Array(12).fill(255)), 'profile.png').data).toEqual(new Uint8Array(64).fill(7));
+  const second = header.slice(8);
+  new DataView(second.buffer).setUint32(8, 60_000);
+  expect(() => decodeImage(join(header, second, png.subarray(33)), 'twice.png')).toThrow(/twice\.png: damaged PNG \(it has two IHDR chunks\)/);
   expect(decodeImage(profile, 'profile.png').data).toEqual(new Uint8Array(64).fill(7));
   expect(process.memoryUsage().rss - before).toBeLessThan(150e6);
 });

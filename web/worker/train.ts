@@ -6,7 +6,7 @@ import { BatchLoader, checkIndex, type ImageDataset } from '../../src/data/datas
 import { bytesToSigned } from '../../src/data/transform';
 import type { Engine } from '../../src/engine/device';
 import { BruitError, check } from '../../src/engine/errors';
-import { checkImageSize } from '../../src/io/image_size';
+import { checkImageSize, jpegSize } from '../../src/io/image_size';
 import { bytesSource } from '../../src/io/source';
 import { samplerModel } from '../../src/pipelines/ddpm';
 import { createGpuSampler, type GpuSampler } from '../../src/sampler/sample';
@@ -104,7 +104,9 @@ export class TrainTab {
     for (const [n, file] of chosen.entries()) {
       check(file.size <= largestPicture, 'input', () => `${file.name}: a picture of ${file.size} bytes; at most ${largestPicture} are read`);
       // A JPEG's size stands behind its metadata, an embedded preview and a colour profile.
-      checkImageSize(new Uint8Array(await file.slice(0, 2 ** 20).arrayBuffer()), file.name);
+      const head = new Uint8Array(await file.slice(0, 2 ** 20).arrayBuffer());
+      check(file.type !== 'image/jpeg' || jpegSize(head), 'input', () => `${file.name}: a JPEG that does not say its size within its first megabyte`);
+      checkImageSize(head, file.name);
       let bitmap: ImageBitmap;
       try {
         bitmap = await createImageBitmap(file);
