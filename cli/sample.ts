@@ -47,7 +47,7 @@ Examples:
     .action(async (asked: SampleOptions) => {
       const options = asked.shard ? { ...asked, out: shardPath(asked.out, asked.shard) } : asked;
       await checkOutputs(options);
-      const model = options.model ?? bundledModel(options.prompt ? 'scenes' : 'digits');
+      const model = options.model ?? bundledModel(options.prompt && !options.labels ? 'scenes' : 'digits');
       const folder = openNamedModel(model);
       const kind = await pipelineClass(folder);
       const family = families.find(({ classes }) => classes.test(kind));

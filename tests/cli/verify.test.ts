@@ -23,6 +23,8 @@ const cases: Record<string, { files: string[]; impossible: RegExp; given?: RegEx
   unet2d_cifar_tiny: { files: ['io.safetensors', 'train.safetensors'], impossible: /^$/ },
   half_weights: { files: ['io.safetensors'], impossible: /^output_fp32_weights$/ },
   unet2d_condition_if_tiny: { files: ['io.safetensors'], impossible: /^$/ },
+  // CLIP's cases have such outputs.
+  unet2d_condition_kinds_tiny: { files: ['io.safetensors'], impossible: /^$/, given: new RegExp(`${inputs.source}|^(image|text)_embeds$`) },
   dit_tiny: { files: ['io.safetensors'], impossible: /^$/ },
   prior_transformer_tiny: { files: ['io.safetensors'], impossible: /^$/ },
   train_unet2d_condition: { files: ['io.safetensors'], impossible: /^$/ },
