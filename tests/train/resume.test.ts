@@ -79,7 +79,7 @@ test('killed at any moment, the last checkpoint is whole and the run goes on to 
     });
   let resume: string[] = [];
   let finished = 0;
-  const moments = long ? Array.from({ length: 200 }, () => Math.random() * 1500) : [40, 150, 400];
+  const moments = long ? Array.from({ length: 240 }, () => Math.random() * 1500) : [40, 150, 400];
   for (const milliseconds of moments) {
     if ((await run(resume, milliseconds)) === 0) {
       // Done before the kill: compared, and begun anew.
@@ -91,8 +91,10 @@ test('killed at any moment, the last checkpoint is whole and the run goes on to 
     resume = (await listCheckpoints(out)).length ? ['--resume'] : ['--overwrite'];
   }
   if (long) console.log(`${moments.length - finished} kills, ${finished} runs to the end`);
+  // Some runs end before they are killed.
+  if (long) expect(moments.length - finished).toBeGreaterThanOrEqual(200);
   expect(await run(resume)).toBe(0);
   const [killed, whole] = [await result(out), await result(path.join(dir, 'whole'))];
   expect(killed).toEqual(whole);
-  // Four processes (200 in the long version), each with a driver to start and pipelines to compile.
+  // Four processes (240 in the long version), each with a driver to start and pipelines to compile.
 }, long ? 7_200_000 : 400_000);
