@@ -79,8 +79,11 @@ test('convolution, norm, attention and product are the same bits in one submissi
 
 describe('every kernel gives its values in slices', () => {
   for (const suite of allOps) {
-    const cases = suite.cases.filter((c) => c.bench !== true && c.inputs.reduce((n, { shape }) => n + shape.reduce((a, b) => a * b, 1), 0) < 2 ** 16).slice(0, 1);
+    // The largest case that is not a benchmark's: small ones have one workgroup, which cannot be cut.
+    const size = (c: (typeof suite.cases)[number]): number => c.inputs.reduce((n, { shape }) => n + numel(shape), 0);
+    const cases = suite.cases.filter((c) => c.bench !== true && size(c) < 2 ** 16).sort((c, d) => size(d) - size(c)).slice(0, 1);
     test(suite.op.name, async () => {
+      expect(cases).toHaveLength(1);
       const engine = await engineWith(nothing);
       for (const c of cases) await checkForward(engine, suite, c, { dtype: 'f32', variant: undefined });
     });
