@@ -8,10 +8,11 @@ import puppeteer from 'puppeteer-core';
 import { load } from './build.mjs';
 
 /**
- * Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds. `close()` it; its profile goes with it. With `canvas`, pages can
- * show WebGPU canvases: Chrome's own drawing then goes through SwiftShader too, in a GPU process. Without, a canvas loses its device.
+ * Starts the embedded Chrome, on SwiftShader or (`adapter: 'gpu'`) whatever GPU it finds, or with no adapter to give (`'none'`). `close()` it; its profile
+ * goes with it. With `canvas`, pages can show WebGPU canvases: Chrome's own drawing then goes through SwiftShader too, in a GPU process. Without, a canvas
+ * loses its device. `hosts` are names that lead to this machine: pages from there are no secure contexts.
  */
-export async function launchChrome({ adapter = 'software', canvas = false } = {}) {
+export async function launchChrome({ adapter = 'software', canvas = false, hosts = [] } = {}) {
   const { embeddedChrome } = await load('swiftshader');
   const { executable, libraries } = await embeddedChrome();
   const profile = await mkdtemp(join(tmpdir(), 'bruit-chrome-'));
@@ -24,8 +25,8 @@ export async function launchChrome({ adapter = 'software', canvas = false } = {}
       '--no-sandbox', // the sandbox needs root or user namespaces, which containers often lack
       '--no-zygote',
       ...(canvas ? ['--use-vulkan=swiftshader', '--use-angle=swiftshader', '--enable-features=Vulkan', '--ignore-gpu-blocklist', '--disable-gpu-sandbox'] : ['--in-process-gpu']),
-      '--enable-unsafe-webgpu',
-      ...(adapter === 'gpu' ? ['--enable-features=Vulkan'] : ['--use-webgpu-adapter=swiftshader']),
+      ...{ gpu: ['--enable-unsafe-webgpu', '--enable-features=Vulkan'], software: ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'], none: [] }[adapter],
+      ...(hosts.length ? [`--host-resolver-rules=${hosts.map((host) => `MAP ${host} 127.0.0.1`).join(', ')}`] : []),
       '--disable-dev-shm-usage', // /dev/shm is 64 MB in a container
     ],
     // HOME: Chrome and fontconfig write there, and it may be missing or read-only.

@@ -19,7 +19,7 @@ export function save(name: string, data: Uint8Array | string, type: string): voi
 export function NoWebGpu({ reason }: { reason: string }) {
   return (
     <div class="notice" role="alert">
-      <strong>This page computes on your graphics card through WebGPU, which is not to be had here.</strong>
+      <strong>This page computes on your graphics card through WebGPU, which cannot be used here.</strong>
       <p>{reason}</p>
       <p>
         Current Chrome and Edge have it on Windows, macOS, Android and Linux, Safari from version 26, Firefox from 141 on Windows.{' '}

@@ -14,9 +14,12 @@ let started: Promise<Remote<EngineWorker>> | undefined;
 /** The worker, once it has an adapter; rejects where there is none. */
 export function engine(): Promise<Remote<EngineWorker>> {
   started ??= (async () => {
-    const worker = wrap<EngineWorker>(new Worker('worker.js', { type: 'module', name: 'engine' })) as unknown as Remote<EngineWorker>;
+    const thread = new Worker('worker.js', { type: 'module', name: 'engine' });
+    // A script that does not load or run answers no call.
+    const failed = new Promise<never>((_, reject) => thread.addEventListener('error', (e) => reject(new Error(`The page’s worker did not start${e.message ? `: ${e.message}` : ''}.`)), { once: true }));
+    const worker = wrap<EngineWorker>(thread) as unknown as Remote<EngineWorker>;
     try {
-      adapter.value = await worker.start();
+      adapter.value = await Promise.race([worker.start(), failed]);
     } catch (e) {
       adapter.value = { error: (e as Error).message };
       throw e;

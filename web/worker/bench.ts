@@ -1,5 +1,6 @@
 /** The Bench tab's worker: engines take turns at the same work on devices of their own, so that none disturbs the tabs' engine. */
 import { expose } from 'comlink';
+import { findAdapter, openDevice } from './adapter';
 import { unetWeightValues, workloads, type WeightSpec } from '../../bench/workloads.mjs';
 
 export interface RowInfo {
@@ -46,14 +47,13 @@ type Setup = (options: { requestDevice: (o?: { requiredFeatures?: GPUFeatureName
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
 
 async function requestDevice({ requiredFeatures = [] }: { requiredFeatures?: GPUFeatureName[] } = {}): Promise<GPUDevice> {
-  const adapter = await navigator.gpu.requestAdapter({ powerPreference: 'high-performance' });
-  if (!adapter) throw new Error('no WebGPU adapter');
+  const adapter = await findAdapter();
   const requiredLimits: Record<string, number> = {};
   for (const name in adapter.limits) {
     const limit = (adapter.limits as unknown as Record<string, unknown>)[name];
     if (typeof limit === 'number') requiredLimits[name] = limit;
   }
-  return adapter.requestDevice({ requiredLimits, requiredFeatures: requiredFeatures.filter((f) => adapter.features.has(f)) });
+  return openDevice(adapter.requestDevice({ requiredLimits, requiredFeatures: requiredFeatures.filter((f) => adapter.features.has(f)) }));
 }
 
 export class BenchWorker {

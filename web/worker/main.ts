@@ -1,7 +1,8 @@
 /** The engine's half of the page: everything that computes runs in this worker, so the page never waits for it. */
 import { expose } from 'comlink';
-import { Engine } from '../../src/engine/device';
+import { Engine, requestDevice } from '../../src/engine/device';
 import { loadTuning } from '../../src/io/tuning_store';
+import { findAdapter, openDevice } from './adapter';
 import { InsideTab } from './inside';
 import { SampleTab, type ModelInfo } from './sample';
 import { TourTab } from './tour';
@@ -26,7 +27,8 @@ export class EngineWorker {
 
   /** Finds an adapter. Everything else waits for it. */
   async start(): Promise<AdapterInfo> {
-    this.engine = await Engine.create({ powerPreference: 'high-performance' });
+    const adapter = await findAdapter();
+    this.engine = await Engine.create({ device: await openDevice(requestDevice(adapter)) });
     await loadTuning(this.engine);
     this.views = new Views(this.engine);
     this.sample = new SampleTab(this.engine, this.views);
