@@ -1,6 +1,6 @@
 /** The Sample tab. */
 import { signal, useSignal } from '@preact/signals';
-import { useEffect } from 'preact/hooks';
+import { useEffect, useRef } from 'preact/hooks';
 import { bytes, Choice, downloadLabel, Field, GpuCanvas, message, Problem, Progress, save, Select, Slider } from './components';
 import { adapter, callback, engine } from './engine';
 import { recordWebm } from './webm';
@@ -201,12 +201,22 @@ export function Sample() {
   const names = other.value === 'none' ? ['sample-a'] : ['sample-a', 'sample-b'];
   const [first] = sides.value;
 
-  const run = async (): Promise<void> => {
-    if (running.value) return;
+  /** Settles when no run is in progress. */
+  const ended = useRef(Promise.resolve());
+  const run = (): void => {
+    if (!running.value) ended.current = sampled();
+  };
+  /** The worker ends the runs of the model before: what they made is gone. */
+  const afterLoading = async (): Promise<void> => {
+    await ended.current;
+    sides.value = [{ info: undefined, result: undefined }];
+    run();
+  };
+  const sampled = async (): Promise<void> => {
     problem.value = '';
     running.value = true;
-    const worker = await engine();
     try {
+      const worker = await engine();
       const each = names.map(async (name, i) => {
         const result = await worker.sample.run(
           name,
@@ -264,10 +274,10 @@ export function Sample() {
         class="panel"
         onSubmit={(e) => {
           e.preventDefault();
-          void run();
+          run();
         }}
       >
-        <ModelPicker onReady={() => void run()} />
+        <ModelPicker onReady={() => void afterLoading()} />
         <fieldset>
           <legend>Sampling</legend>
           <Select label="Scheduler" value={s.scheduler} options={schedulers} onChange={(scheduler) => set({ scheduler })} />

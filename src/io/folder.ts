@@ -14,6 +14,15 @@ export interface ModelFolder {
   source(path: string): Promise<ByteSource>;
 }
 
+/**
+ * A file's path below a remote folder. Parts of paths come from the model's own files: what would lead to another folder or server, or out of a cache, is refused.
+ * @throws BruitError `io` that names the folder.
+ */
+export function pathWithin(folder: string, path: string): string {
+  if (/^\/|\\|^[^/]*:|(^|\/)\.\.(\/|$)/.test(path)) throw new BruitError('io', `${folder}: ${JSON.stringify(path)} is no path within the folder`);
+  return path;
+}
+
 /** A folder behind a URL; files are fetched as `base/path`. */
 export function urlFolder(base: string, options: { fetch?: typeof fetch } = {}): ModelFolder {
   const fetcher = options.fetch ?? fetch;

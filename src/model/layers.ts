@@ -171,7 +171,7 @@ export const activation = (x: Tensor, name: PointwiseName): Tensor => (name === 
 
 /** Activation by the name that configs give it. */
 export function activationName(name: string, key = 'act_fn'): PointwiseName {
-  const names: Record<string, PointwiseName> = { silu: 'silu', swish: 'silu', mish: 'mish', gelu: 'gelu', relu: 'relu', quick_gelu: 'quick_gelu', gelu_new: 'gelu_tanh', gelu_pytorch_tanh: 'gelu_tanh' };
+  const names: Record<string, PointwiseName> = { __proto__: null as never, silu: 'silu', swish: 'silu', mish: 'mish', gelu: 'gelu', relu: 'relu', quick_gelu: 'quick_gelu', gelu_new: 'gelu_tanh', gelu_pytorch_tanh: 'gelu_tanh' };
   const found = names[name];
   if (!found) throw new BruitError('config', `${key} "${name}" is unknown; known are ${Object.keys(names).join(', ')}`);
   return found;

@@ -7,7 +7,7 @@ import { mkdir, open, readFile, rename, rm, stat } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { BruitError } from '../engine/errors';
-import type { ModelFolder } from '../io/folder';
+import { pathWithin, type ModelFolder } from '../io/folder';
 import { fileError } from './files';
 import { fileSource } from './file_source';
 
@@ -41,7 +41,7 @@ export function remoteFolder(base: string, options: RemoteFolderOptions = {}, na
   const { cache = modelCache(), headers = {} } = options;
   const root = base.replace(/\/?$/, '/');
   const kept = join(cache, createHash('sha256').update(root).digest('hex').slice(0, 16));
-  const url = (path: string): string => new URL(path.split('/').map(encodeURIComponent).join('/'), root).href;
+  const url = (path: string): string => new URL(pathWithin(name, path).split('/').map(encodeURIComponent).join('/'), root).href;
   const request = async (path: string, init: RequestInit): Promise<Response> => {
     try {
       return await fetch(url(path), { ...init, headers: { ...headers, ...(init.headers as Record<string, string> | undefined) } });

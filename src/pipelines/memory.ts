@@ -180,7 +180,7 @@ export async function estimatePipeline(folder: ModelFolder, options: MemoryOptio
   const { profile = defaultProfile, batch = 1, height, width, weights = 'f32', controlnets = [], vaeTiling: tiling = false } = options;
   const pipeline = await pipelineClass(folder);
   const index = await readJson(folder, 'model_index.json');
-  const classes = Object.entries(index).flatMap(([name, value]): [string, string][] => (Array.isArray(value) && typeof value[1] === 'string' && builders[value[1]] ? [[name, value[1]]] : []));
+  const classes = Object.entries(index).flatMap(([name, value]): [string, string][] => (Array.isArray(value) && typeof value[1] === 'string' && Object.hasOwn(builders, value[1]) ? [[name, value[1]]] : []));
   if (classes.length === 0) throw new BruitError('config', `${folder.name}: model_index.json names ${pipeline}, none of whose models is known`);
   const guided = options.guided ?? classes.some(([, kind]) => /Text|T5|Transformer2D|Prior/.test(kind));
   const own: ComponentMemory[] = [];

@@ -57,6 +57,7 @@ export async function loadTokenizer(folder: ModelFolder, path = 'tokenizer'): Pr
     encoder = fromModel(new Model(json, config));
   } else if (await folder.has(at('vocab.json'))) {
     const vocab = (await readJson(folder, at('vocab.json'))) as Record<string, number>;
+    for (const [token, id] of Object.entries(vocab)) if (!Number.isInteger(id)) throw new BruitError('config', `${folder.name}: ${at('vocab.json')} gives ${JSON.stringify(token)} the id ${JSON.stringify(id)}, which is no integer`);
     const specials = ['bos_token', 'eos_token', 'pad_token', 'unk_token'].flatMap((name) => special(name) ?? []);
     encoder = fromModel(new Model(clipTokenizer(vocab, await folder.text(at('merges.txt')), [...new Set(specials)], special('unk_token') ?? '<|endoftext|>'), config));
   } else if (await folder.has(at('spiece.model'))) {

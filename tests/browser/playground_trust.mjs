@@ -1,10 +1,15 @@
 // The playground where something is wrong: no WebGPU, models and files that mean harm. Part of tests/browser/playground.mjs.
-import { mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { launchChrome } from '../../scripts/chrome.mjs';
+import { dirname, join } from 'node:path';
+import { root } from '../../scripts/build.mjs';
+import { launchChrome, serve } from '../../scripts/chrome.mjs';
 import { serveWeb, webDirectory } from '../../scripts/web.mjs';
 import { check, Person } from './person.mjs';
+
+const { decode } = createRequire(import.meta.url)('fast-png');
 
 /** Opens `url` in a page of its own; `broken` collects what a page must not have: errors that nobody caught, dialogs, refusals of its policy. */
 async function openPage(browser, url) {
@@ -109,6 +114,90 @@ const preludes = {
   broken: `throw new Error('this script does not run');`,
 };
 
+/** Text that becomes elements and runs wherever somebody takes it for HTML. */
+const payload = `"'><img class="payload" src="x" onerror="globalThis.hacked='img'"><script class="payload">globalThis.hacked='script'</script><svg class="payload" onload="globalThis.hacked='svg'"></svg><a class="payload" href="javascript:globalThis.hacked='link'">x</a>\${globalThis.hacked='template'}`;
+/** What Preact would take for an element if it came as an object of the page's own making. */
+const element = { type: 'img', props: { class: 'payload', src: 'x', onerror: "globalThis.hacked='vnode'" }, key: null, ref: null, constructor: null, __v: 1 };
+const pollution = `"__proto__": {"polluted": "__proto__"}, "constructor": {"prototype": {"polluted": "constructor"}}, "prototype": {"polluted": "prototype"}`;
+
+/** A safetensors file with another header. */
+function reheaded(bytes, change) {
+  const length = Number(bytes.readBigUInt64LE(0));
+  const header = Buffer.from(change(JSON.parse(bytes.toString('utf8', 8, 8 + length))));
+  const size = Buffer.alloc(8);
+  size.writeBigUInt64LE(BigInt(header.length));
+  return Buffer.concat([size, header, bytes.subarray(8 + length)]);
+}
+
+/** Folders that mean harm, by name: their files, and what the page is to say of each. `trap` is a server that nobody may ask anything. */
+async function hostileModels(trap) {
+  const read = (...path) => readFile(join(root, ...path));
+  const digits = {};
+  for (const file of ['model_index.json', 'bruit.json', 'scheduler/scheduler_config.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors']) digits[file] = await read('models', 'digits', file);
+  const weights = 'unet/diffusion_pytorch_model.safetensors';
+  const json = (file) => JSON.parse(digits[file].toString());
+  const text = {};
+  for (const file of ['model_index.json', 'scheduler/scheduler_config.json', 'text_encoder/config.json', 'text_encoder/model.safetensors', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors', 'vae/config.json', 'vae/diffusion_pytorch_model.safetensors', 'tokenizer/merges.txt', 'tokenizer/special_tokens_map.json', 'tokenizer/tokenizer_config.json', 'tokenizer/vocab.json']) text[file] = await read('tests', 'goldens', 'pipeline_sd_tiny', file);
+  const config = json('unet/config.json');
+  const said = (words) => ({ says: words });
+  const names = Array.from({ length: 11 }, (_, i) => `${i} ${payload}`);
+  /** JSON with `more` as it is written, keys twice and all. */
+  const spliced = (object, more) => JSON.stringify(object).replace(/^\{/, `{${more}, `);
+  return {
+    // Sound weights, so it loads: labels, notes, metadata and unused components hold the rest.
+    names: {
+      loads: true,
+      files: {
+        ...digits,
+        'model_index.json': spliced({ ...json('model_index.json'), _name_or_path: payload, [payload]: [payload, payload], [`${trap}/component`]: ['diffusers', 'UNet2DModel'], '../other': ['diffusers', 'UNet2DModel'], '//other.test/x': ['diffusers', 'UNet2DModel'] }, pollution),
+        'bruit.json': spliced({ ...json('bruit.json'), class_names: names }, pollution),
+        'unet/config.json': JSON.stringify({ ...config, _name_or_path: payload, [`_${payload}`]: payload }),
+        [weights]: reheaded(digits[weights], (header) => JSON.stringify({ __metadata__: { format: payload, [payload]: payload }, ...header })),
+      },
+    },
+    elements: { ...said(/class_names" must be a list of strings/), files: { ...digits, 'bruit.json': JSON.stringify({ ...json('bruit.json'), class_names: Array.from({ length: 11 }, () => element) }) } },
+    pipeline: { ...said(/This page samples .*model_index\.json names "'><img class="payload"/), files: { ...digits, 'model_index.json': JSON.stringify({ ...json('model_index.json'), _class_name: payload }) } },
+    object: { ...said(/model_index\.json names \[object Object\]/), files: { ...digits, 'model_index.json': JSON.stringify({ ...json('model_index.json'), _class_name: element }) } },
+    inherited: { ...said(/model_index\.json names constructor/), files: { ...digits, 'model_index.json': JSON.stringify({ ...json('model_index.json'), _class_name: 'constructor' }) } },
+    blocks: { ...said(/"down_block_types" holds .*<img class=/), files: { ...digits, 'unet/config.json': JSON.stringify({ ...config, down_block_types: config.down_block_types.map(() => payload) }) } },
+    activation: { ...said(/^act_fn .*<img class=.* is unknown/), files: { ...digits, 'unet/config.json': JSON.stringify({ ...config, act_fn: payload }) } },
+    keys: { ...said(/unknown entr.*<img class=/), files: { ...digits, 'unet/config.json': JSON.stringify({ ...config, [payload]: 1 }) } },
+    polluted: { ...said(/unknown entries "constructor", "prototype"/), files: { ...digits, 'unet/config.json': spliced(config, pollution) } },
+    scheduler: { ...said(/<img class=/), files: { ...digits, 'scheduler/scheduler_config.json': JSON.stringify({ ...json('scheduler/scheduler_config.json'), _class_name: payload }) } },
+    tensors: { ...said(/<img class=/), files: { ...digits, [weights]: reheaded(digits[weights], (header) => spliced(Object.fromEntries(Object.entries(header).map(([name, value], i) => [i === 3 ? payload : name, value])), '"__proto__": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}')) } },
+    dtype: { ...said(/<img class=/), files: { ...digits, [weights]: reheaded(digits[weights], (header) => JSON.stringify(Object.fromEntries(Object.entries(header).map(([name, value]) => [name, { ...value, dtype: payload }])))) } },
+    shards: {
+      ...said(/weight_map gives tensor .* a plain file name beside the index is wanted/),
+      files: { ...digits, [weights]: undefined, 'unet/diffusion_pytorch_model.safetensors.index.json': JSON.stringify({ metadata: { total_size: payload }, weight_map: { 'conv_in.weight': `${trap}/shard.safetensors`, [payload]: '../../other' } }) },
+    },
+    noJson: { ...said(/model_index\.json is not JSON/), files: { ...digits, 'model_index.json': payload } },
+    page: { ...said(/is not JSON/), files: { ...digits, 'model_index.json': `<!doctype html><html>${payload}</html>` } },
+    tokenizer: {
+      ...said(/the tokenizer in tokenizer has no token "__proto__" \(its eos_token\)/),
+      files: { ...text, 'tokenizer/tokenizer_config.json': JSON.stringify({ bos_token: payload, eos_token: '__proto__', unk_token: 'constructor' }) },
+    },
+    vocabulary: { ...said(/gives "__proto__" the id \{"polluted":"__proto__"\}/), files: { ...text, 'tokenizer/vocab.json': spliced(JSON.parse(text['tokenizer/vocab.json'].toString()), pollution) } },
+    merges: { ...said(/./), files: { ...text, 'tokenizer/merges.txt': `#version: 0.2\n${payload}\n__proto__ constructor\n`, 'tokenizer/tokenizer_config.json': JSON.stringify({ model_max_length: payload, [payload]: payload }) }, either: true },
+    huge: { ...said(/adapter binds at most|takes .* MiB/), files: { ...digits, 'unet/config.json': JSON.stringify({ ...config, sample_size: 8192 }) }, stays: true },
+  };
+}
+
+/** A server of another origin that lets every page read it, and one that counts what it is asked. */
+const listening = (server) => new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(`http://127.0.0.1:${server.address().port}`)));
+
+/** What would have changed if a model's text had run: in the page and in its workers. */
+async function harmless(page, trapped) {
+  const state = () => ({ hacked: globalThis.hacked, polluted: {}.polluted, properties: Object.getOwnPropertyNames(Object.prototype).sort().join() });
+  const plain = Object.getOwnPropertyNames(Object.prototype).sort().join();
+  for (const where of [page, ...page.workers()]) {
+    const found = await where.evaluate(state);
+    check(found.hacked === undefined && found.polluted === undefined && found.properties === plain, `something ran: ${JSON.stringify(found)}`);
+  }
+  const strange = await page.evaluate(() => [...document.querySelectorAll('.payload, [onerror], [onload], script:not([src]), iframe, object, embed, a[href^="javascript:" i], base')].map((e) => e.outerHTML.slice(0, 100)));
+  check(strange.length === 0, `elements of a model's making: ${strange}`);
+  check(trapped.length === 0, `a model made the page ask for ${trapped}`);
+}
+
 export const trust = {
   async 'without WebGPU: no secure context, no adapter'() {
     const browser = await launchChrome({ adapter: 'none', hosts: ['elsewhere.test'] });
@@ -133,6 +222,123 @@ export const trust = {
       await page.close();
     } finally {
       await server.close();
+    }
+    await person.page.bringToFront();
+  },
+
+  async 'models that mean harm: nothing of them runs, their text is text'(person) {
+    const trapped = [];
+    const trap = createServer((request, response) => {
+      trapped.push(`${request.method} ${request.url}`);
+      response.writeHead(200, { 'access-control-allow-origin': '*', 'content-type': 'text/javascript' }).end("globalThis.hacked = 'trap'");
+    });
+    const trapUrl = await listening(trap);
+    // Its words are in the status line, which errors repeat.
+    const rude = createServer((request, response) => response.writeHead(418, payload, { 'access-control-allow-origin': '*' }).end());
+    const rudeUrl = await listening(rude);
+    const folders = await mkdtemp(join(tmpdir(), 'bruit-hostile-'));
+    const models = await hostileModels(trapUrl);
+    for (const [name, { files }] of Object.entries(models)) {
+      for (const [file, contents] of Object.entries(files)) {
+        if (contents === undefined) continue;
+        await mkdir(dirname(join(folders, name, file)), { recursive: true });
+        await writeFile(join(folders, name, file), contents);
+      }
+    }
+    const own = await serveWeb({ prefix: '/play/', mounts: { '/hostile/': folders, '/play/hostile/': folders } });
+    const other = await serve({ '/': folders }, { headers: { 'access-control-allow-origin': '*' } });
+    const { page, broken } = await openPage(person.page.browser(), `${own.url}/play/`);
+    const victim = new Person(page, own.url);
+    /** Types an address and looks at what is there; loads it if the page offers that. Resolves with what the page objects to. */
+    const visit = async (address, kind = 'url', load = true) => {
+      await victim.fill('From', kind);
+      await victim.fill(kind === 'hub' ? 'Id on the Hub' : 'Address of the folder', address);
+      await victim.press('Look at it first');
+      await victim.until(() => document.querySelector('#panel-sample .plan .primary:enabled') || document.querySelector('#panel-sample form [role=alert]'), 30_000);
+      if (load && (await page.$('#panel-sample .plan .primary:enabled'))) {
+        await page.click('#panel-sample .plan .primary');
+        await victim.until(() => !document.querySelector('#panel-sample .plan') || document.querySelector('#panel-sample form > fieldset > [role=alert]'), 30_000);
+      }
+      return page.$$eval('#panel-sample form [role=alert]', (all) => all.map((e) => e.innerText).join('\n'));
+    };
+    try {
+      await victim.ready('Save PNG', 90_000);
+      await victim.fill('Steps', '2');
+      for (const [origin, base] of [['own', `${own.url}/hostile`], ['own, below the page', `${own.url}/play/hostile`], ['another', other.url]]) {
+        for (const [name, { loads, says, either, stays }] of Object.entries(models)) {
+          if (origin !== 'another' && !['names', 'shards', 'page', 'tensors'].includes(name)) continue;
+          const text = await visit(loads ? `${base}/${name}/#${payload}` : `${base}/${name}`, 'url', !stays);
+          await harmless(page, trapped);
+          if (loads) {
+            check(text === '', `the model "${name}" of ${origin} origin does not load: ${text}`);
+            // The form shows the labels as they are written.
+            await victim.until((t) => [...document.querySelectorAll('.chips button')].some((b) => b.innerText === t), 20_000, `3 ${payload}`);
+            await victim.ready('Save PNG', 90_000);
+          } else if (!either) check(says.test(text), `the model "${name}" of ${origin} origin: the page says "${text}"`);
+        }
+      }
+      for (const [address, words] of [
+        [`javascript:globalThis.hacked='address'`, /only http and https/],
+        [`data:text/html,${payload}`, /only http and https/],
+        [`blob:${own.url}/1234`, /only http and https/],
+        ['file:///etc/passwd', /only http and https/],
+        [payload, /there is no model_index\.json/],
+        [rudeUrl, /there is no model_index\.json/],
+      ]) {
+        const text = await visit(address);
+        check(words.test(text), `of the address "${address}" the page says "${text}"`);
+        await harmless(page, trapped);
+      }
+      for (const id of [payload, `../${payload}`, '../../x', 'a/..', "a/b@../../../x"]) {
+        check(/is not the id of a model on the Hub/.test(await visit(id, 'hub')), `the page takes "${id}" for an id of the Hub`);
+        await harmless(page, trapped);
+      }
+
+      // A model whose names are all payload, in the other tabs and in files that are saved.
+      await visit(`${other.url}/names/#${payload}`);
+      await victim.until(() => document.querySelector('.chips')?.innerText.includes('<img'));
+      await victim.ready('Save PNG', 90_000);
+      const { text } = decode(await victim.download('Save PNG'));
+      check(JSON.parse(text.parameters).model === `${other.url}/names/#${payload}`, `parameters ${text.parameters}`);
+      await victim.tab('inside');
+      await victim.until(() => document.querySelectorAll('.dispatch').length > 50, 90_000);
+      check((await page.$eval('#panel-inside select', (e) => e.innerText)).includes('<img class="payload"'), 'Inside does not show the labels');
+      for (const view of ['Layers', 'Weights', 'Memory', 'Kernels']) {
+        await victim.press(view);
+        await new Promise((resolve) => setTimeout(resolve, 500));
+        await harmless(page, trapped);
+      }
+      const kernels = await page.$eval('#panel-inside', (e) => e.innerText);
+      check(!/hacked/.test(kernels.replace(/.*<img class="payload".*/g, '')), 'a name of the model is in the text of a kernel');
+
+      // A folder of the visitor's disk whose names are payload.
+      await victim.tab('sample');
+      const named = join(folders, payload.replaceAll('/', '_').slice(0, 200));
+      await mkdir(named);
+      await writeFile(join(named, 'model_index.json'), JSON.stringify({ _class_name: 'DDPMPipeline', unet: ['diffusers', 'UNet2DModel'] }));
+      await victim.fill('From', 'files');
+      await (await page.$('#panel-sample input[type=file]')).uploadFile(named);
+      await victim.until(() => document.querySelector('#panel-sample form [role=alert]')?.innerText.includes('<img class='));
+      await harmless(page, trapped);
+
+      // What the page keeps is its own: nothing of a model lies where the service worker finds the page.
+      const kept = await page.evaluate(async () => {
+        const all = {};
+        for (const name of await caches.keys()) all[name] = (await (await caches.open(name)).keys()).map((r) => r.url);
+        return all;
+      });
+      const pages = Object.keys(kept).filter((name) => name.startsWith('bruit-page-'));
+      check(pages.length === 1 && kept[pages[0]].length > 5 && kept[pages[0]].every((url) => url.startsWith(`${own.url}/play/`) && !url.includes('hostile')), `the service worker keeps ${kept[pages[0]]}`);
+      check(kept['bruit-models'].length > 20 && kept['bruit-models'].every((url) => url.includes('/hostile/') || url.startsWith(other.url)), `models are kept as ${kept['bruit-models']}`);
+      await page.reload({ waitUntil: 'load' });
+      await victim.ready('Save PNG', 90_000);
+      await harmless(page, trapped);
+      const wrong = (await broken()).filter((line) => !/418/.test(line));
+      check(wrong.length === 0, wrong.join('\n'));
+    } finally {
+      await page.close();
+      await Promise.all([own.close(), other.close(), new Promise((resolve) => trap.close(resolve)), new Promise((resolve) => rude.close(resolve))]);
+      await rm(folders, { recursive: true });
     }
     await person.page.bringToFront();
   },

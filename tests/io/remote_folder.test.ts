@@ -1,6 +1,6 @@
 /** Folders behind HTTP, with a local server in the part of the Hub. */
 import { createReadStream } from 'node:fs';
-import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -21,6 +21,12 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
   const resolved = /^\/someone\/tiny\/resolve\/(main|v1)\/(.*)$/.exec(url.pathname);
   if (resolved) {
     response.writeHead(302, { location: `/cdn/${resolved[2]}` }).end();
+    return;
+  }
+  if (url.pathname.startsWith('/hostile/')) {
+    // Every file there is: what is asked for above the folder, too.
+    const index = { _class_name: 'DDPMPipeline', unet: ['diffusers', 'UNet2DModel'], [decodeURIComponent(url.pathname.split('/')[2]!)]: ['diffusers', 'UNet2DModel'] };
+    response.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(url.pathname.endsWith('model_index.json') ? index : { sample_size: 8 }));
     return;
   }
   if (url.pathname.startsWith('/gated/')) {
@@ -88,6 +94,22 @@ test('a fetch that was cut off goes on where it stopped, and the bytes are right
 test('any folder behind HTTP', async () => {
   const folder = openModel(`${endpoint}/cdn`, { cache });
   expect(JSON.parse(await folder.text('model_index.json'))).toMatchObject({ _class_name: 'StableDiffusionPipeline' });
+});
+
+test.each(['../../../../escaped', '../hostile', '/escaped', 'http://127.0.0.1:1/x', '..\\..\\escaped', 'unet/../../x'])('a component called %s leads nowhere', async (component) => {
+  const inner = join(cache, 'inner', 'most');
+  requests.length = 0;
+  const folder = openModel(`${endpoint}/hostile/${encodeURIComponent(component)}/`, { cache: inner });
+  await expect(estimatePipeline(folder)).rejects.toThrow(/is no path within the folder/);
+  for (const read of [folder.has.bind(folder), folder.text.bind(folder), folder.source.bind(folder)]) await expect(read(`${component}/config.json`)).rejects.toThrow(/is no path within the folder/);
+  expect(requests.filter((r) => !r.includes('/hostile/'))).toEqual([]);
+  // Nothing was written but the folder's own files.
+  expect((await readdir(cache, { recursive: true })).filter((file) => /escaped/.test(file))).toEqual([]);
+});
+
+test('classes with the names of what every object has are unknown', async () => {
+  const folder = { name: 'made up', has: async (path: string) => path === 'model_index.json', text: async () => JSON.stringify({ _class_name: 'DDPMPipeline', unet: ['diffusers', 'constructor'], vae: ['diffusers', '__proto__'] }), source: () => Promise.reject(new Error('no')) };
+  await expect(estimatePipeline(folder)).rejects.toThrow(/none of whose models is known/);
 });
 
 test('errors say what to do', async () => {

@@ -1,6 +1,6 @@
 /** Where models come from: beside the page, behind a URL, from the Hub, from a folder on the disk. Files are fetched once and kept in the Cache API. */
 import { BruitError } from '../../src/engine/errors';
-import type { ModelFolder } from '../../src/io/folder';
+import { pathWithin, type ModelFolder } from '../../src/io/folder';
 import { blobSource, bytesSource } from '../../src/io/source';
 
 export type ModelSource =
@@ -20,18 +20,18 @@ export interface Download {
 }
 
 export const modelCache = 'bruit-models';
-/** Files of a model that nobody may make us fetch: far above any component that a browser can hold. */
-const largest = 16 * 2 ** 30;
+/** Files of a model that nobody may make us fetch: far above any component that a browser can hold, and any config or vocabulary. */
+const largest = { weights: 16 * 2 ** 30, text: 256 * 2 ** 20 } as const;
 
 export function openSource(source: ModelSource, onDownload: (d: Download) => void): ModelFolder & { sizes?: (paths: readonly string[]) => Promise<number> } {
   switch (source.kind) {
     case 'bundled':
-      return remoteFolder(new URL(`models/${source.model}/`, self.location.href).href, `bundled ${source.model}`, onDownload);
+      return remoteFolder(new URL(`models/${source.model}/`, self.location.href).href, `bundled ${source.model}`, onDownload, { keep: false }); // the service worker keeps them, by the page's version
     case 'url':
       return remoteFolder(httpUrl(source.url), source.url, onDownload);
     case 'hub': {
       const match = /^([\w.-]+\/[\w.-]+?)(?:@([\w./-]+))?$/.exec(source.id.trim());
-      if (!match) throw new BruitError('input', `"${source.id}" is not the id of a model on the Hub: it looks like owner/name`);
+      if (!match || /(^|\/)\.+(\/|$)/.test(`${match[1]}/${match[2] ?? ''}`)) throw new BruitError('input', `"${source.id}" is not the id of a model on the Hub: it looks like owner/name`);
       return remoteFolder(`https://huggingface.co/${match[1]}/resolve/${match[2] ?? 'main'}/`, match[1]!, onDownload);
     }
     case 'files':
@@ -39,7 +39,7 @@ export function openSource(source: ModelSource, onDownload: (d: Download) => voi
     case 'memory':
       return {
         name: source.name,
-        has: async (path) => path in source.files,
+        has: async (path) => Object.hasOwn(source.files, path),
         text: async (path) => new TextDecoder().decode(known(source.files[path], source.name, path)),
         source: async (path) => bytesSource(known(source.files[path], source.name, path), path),
       };
@@ -77,10 +77,10 @@ function filesFolder(files: readonly File[]): ModelFolder {
   };
 }
 
-function remoteFolder(base: string, name: string, onDownload: (d: Download) => void): ModelFolder & { sizes: (paths: readonly string[]) => Promise<number> } {
-  const url = (path: string) => new URL(path, base).href;
+function remoteFolder(base: string, name: string, onDownload: (d: Download) => void, { keep = true } = {}): ModelFolder & { sizes: (paths: readonly string[]) => Promise<number> } {
+  const url = (path: string) => new URL(pathWithin(name, path).split('/').map(encodeURIComponent).join('/'), base).href;
   // Private windows may have no cache: then everything is fetched again on the next visit.
-  const cache = self.caches.open(modelCache).catch(() => undefined);
+  const cache = keep ? self.caches.open(modelCache).catch(() => undefined) : Promise.resolve(undefined);
   const stored = async (path: string): Promise<Response | undefined> => (await cache)?.match(url(path));
   const heads = new Map<string, Promise<Response>>();
   const head = (path: string): Promise<Response> => {
@@ -88,19 +88,19 @@ function remoteFolder(base: string, name: string, onDownload: (d: Download) => v
     heads.set(path, asked);
     return asked;
   };
-  const whole = async (path: string): Promise<Response> => {
+  const whole = async (path: string, most: number): Promise<Response> => {
     const found = await stored(path);
     if (found) return found;
     const response = await request(url(path));
     if (!response.ok) throw new BruitError('io', `${url(path)}: the server answered ${response.status} ${response.statusText}`);
     const total = Number(response.headers.get('content-length') ?? 0);
-    if (total > largest) throw new BruitError('io', `${url(path)}: ${total} bytes are more than a browser can hold`);
+    if (total > most) throw new BruitError('io', `${url(path)}: its ${total} bytes are more than the ${most} that are fetched of such a file`);
     let done = 0;
     const counted = response.body!.pipeThrough(
       new TransformStream<Uint8Array, Uint8Array>({
         transform(chunk, controller) {
           done += chunk.length;
-          if (done > largest) throw new BruitError('io', `${url(path)}: more than ${largest} bytes came`);
+          if (done > most) throw new BruitError('io', `${url(path)}: more than the ${most} bytes came that are fetched of such a file`);
           onDownload({ file: path, done, total: Math.max(total, done) });
           controller.enqueue(chunk);
         },
@@ -113,8 +113,8 @@ function remoteFolder(base: string, name: string, onDownload: (d: Download) => v
   return {
     name,
     has: async (path) => (await stored(path)) !== undefined || (await head(path)).ok,
-    text: async (path) => (await whole(path)).text(),
-    source: async (path) => blobSource(await (await whole(path)).blob(), path),
+    text: async (path) => (await whole(path, largest.text)).text(),
+    source: async (path) => blobSource(await (await whole(path, largest.weights)).blob(), path),
     /** Bytes that are still to be fetched of these files; those that are not there count nothing. */
     async sizes(paths) {
       const each = await Promise.all(

@@ -114,7 +114,7 @@ export class SampleTab {
     check(await folder.has('model_index.json'), 'checkpoint', () => `${folder.name}: there is no model_index.json; this is not a model folder in diffusers’ layout`);
     const index = await readJson(folder, 'model_index.json');
     const pipeline = String(index._class_name);
-    const components = Object.entries(index).filter(([name, value]) => Array.isArray(value) && value[0] && !/scheduler|tokenizer|safety|feature/.test(name)).map(([name]) => name);
+    const components = Object.entries(index).filter(([name, value]) => /^\w[\w.-]*$/.test(name) && Array.isArray(value) && value[0] && !/scheduler|tokenizer|safety|feature/.test(name)).map(([name]) => name);
     const files = components.flatMap((name) => ['diffusion_pytorch_model', 'diffusion_pytorch_model.fp16', 'model', 'model.fp16'].map((base) => `${name}/${base}.safetensors`));
     const whole = files.filter((file) => !file.includes('.fp16.'));
     let downloadBytes = (await folder.sizes?.(whole)) ?? 0;
