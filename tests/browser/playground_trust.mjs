@@ -245,7 +245,7 @@ export const trust = {
         await writeFile(join(folders, name, file), contents);
       }
     }
-    const own = await serveWeb({ prefix: '/play/', mounts: { '/hostile/': folders, '/play/hostile/': folders } });
+    const own = await serveWeb({ prefix: '/play/', mounts: { '/play/hostile/': folders } });
     const other = await serve({ '/': folders }, { headers: { 'access-control-allow-origin': '*' } });
     const { page, broken } = await openPage(person.page.browser(), `${own.url}/play/`);
     const victim = new Person(page, own.url);
@@ -262,9 +262,8 @@ export const trust = {
       return page.$$eval('#panel-sample form [role=alert]', (all) => all.map((e) => e.innerText).join('\n'));
     };
     try {
-      await victim.ready('Save PNG', 90_000);
-      await victim.fill('Steps', '2');
-      for (const [origin, base] of [['own', `${own.url}/hostile`], ['own, below the page', `${own.url}/play/hostile`], ['another', other.url]]) {
+      await victim.until(() => document.querySelector('.chips'), 90_000);
+      for (const [origin, base] of [['own', `${own.url}/play/hostile`], ['another', other.url]]) {
         for (const [name, { loads, says, either, stays }] of Object.entries(models)) {
           if (origin !== 'another' && !['names', 'shards', 'page', 'tensors'].includes(name)) continue;
           const text = await visit(loads ? `${base}/${name}/#${payload}` : `${base}/${name}`, 'url', !stays);
@@ -324,14 +323,14 @@ export const trust = {
       // What the page keeps is its own: nothing of a model lies where the service worker finds the page.
       const kept = await page.evaluate(async () => {
         const all = {};
-        for (const name of await caches.keys()) all[name] = (await (await caches.open(name)).keys()).map((r) => r.url);
+        for (const name of await globalThis.caches.keys()) all[name] = (await (await globalThis.caches.open(name)).keys()).map((r) => r.url);
         return all;
       });
       const pages = Object.keys(kept).filter((name) => name.startsWith('bruit-page-'));
       check(pages.length === 1 && kept[pages[0]].length > 5 && kept[pages[0]].every((url) => url.startsWith(`${own.url}/play/`) && !url.includes('hostile')), `the service worker keeps ${kept[pages[0]]}`);
       check(kept['bruit-models'].length > 20 && kept['bruit-models'].every((url) => url.includes('/hostile/') || url.startsWith(other.url)), `models are kept as ${kept['bruit-models']}`);
       await page.reload({ waitUntil: 'load' });
-      await victim.ready('Save PNG', 90_000);
+      await victim.until(() => document.querySelector('.chips'), 90_000);
       await harmless(page, trapped);
       const wrong = (await broken()).filter((line) => !/418/.test(line));
       check(wrong.length === 0, wrong.join('\n'));
