@@ -51,7 +51,11 @@ export function Train() {
           const changed = Object.entries(settings.value).filter(([key, value]) => value !== defaults[key as keyof TrainSettings]);
           set({ ...softwareDefaults, ...(Object.fromEntries(changed) as Partial<TrainSettings>) });
         }
-        stored.value = await worker.train.stored();
+        try {
+          stored.value = await worker.train.stored();
+        } catch (e) {
+          problem.value = message(e);
+        }
       },
       () => undefined,
     );
@@ -75,7 +79,7 @@ export function Train() {
       state.value = ready.value ? 'paused' : 'idle';
     }
   };
-  const begin = (fresh: boolean, checkpoint?: Uint8Array) =>
+  const begin = (fresh: boolean, checkpoint?: File) =>
     follow(async () => {
       state.value = 'preparing';
       rows.value = [];
@@ -208,7 +212,7 @@ export function Train() {
               disabled={busy}
               onChange={(e) => {
                 const file = e.currentTarget.files?.[0];
-                if (file) void file.arrayBuffer().then((b) => begin(false, new Uint8Array(b)));
+                if (file) void begin(false, file);
               }}
             />
           )}

@@ -1,9 +1,10 @@
 // The playground end to end, in headless Chrome, as a person would use it: node tests/browser/playground.mjs [FILTER]. Pictures go to out/playground/.
-import { mkdir, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { strFromU8, unzipSync } from 'fflate';
+import { strFromU8, strToU8, unzipSync, zipSync } from 'fflate';
 import { root } from '../../scripts/build.mjs';
 import { launchChrome } from '../../scripts/chrome.mjs';
 import { buildWeb, serveWeb } from '../../scripts/web.mjs';
@@ -174,6 +175,18 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     check(rows.length === 10 && rows.every((r, i) => r.step === i && Number.isFinite(r.loss) && r.gradNorm > 0), 'metrics of ten steps are missing');
     await person.press('Sample with it');
     await person.until(() => /this run, step 10/.test(document.querySelector('#panel-sample').textContent));
+    // The file by itself goes on where it stood: two steps more, packed again as another program might.
+    const recipe = JSON.parse(strFromU8(files['recipe.json']));
+    recipe.train.steps = 12;
+    const folder = await mkdtemp(join(tmpdir(), 'bruit-run-'));
+    await writeFile(join(folder, 'run.zip'), zipSync({ ...files, 'recipe.json': strToU8(JSON.stringify(recipe)) }, { level: 6 }));
+    await person.tab('train');
+    await (await page.$('#panel-train input[accept=".zip"]')).uploadFile(join(folder, 'run.zip'));
+    await person.until(() => /step 12 of 12/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.ready('Save checkpoint');
+    await rm(folder, { recursive: true });
+    const more = strFromU8(unzipSync(await person.download('Save checkpoint'))['metrics.jsonl']).trim().split('\n').map(JSON.parse);
+    check(more.length === 12 && rows.every((r, i) => r.loss === more[i].loss) && more[11].step === 11, `the run from a file has ${more.length} rows`);
   },
 
   async 'train: images that are dropped'(person) {

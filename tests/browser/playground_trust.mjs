@@ -4,9 +4,12 @@ import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
+import { deflateRawSync } from 'node:zlib';
+import { strToU8, zipSync } from 'fflate';
 import { root } from '../../scripts/build.mjs';
 import { launchChrome, serve } from '../../scripts/chrome.mjs';
 import { serveWeb, webDirectory } from '../../scripts/web.mjs';
+import { pictures } from '../helpers/pictures.mjs';
 import { check, Person } from './person.mjs';
 
 const { decode } = createRequire(import.meta.url)('fast-png');
@@ -185,6 +188,40 @@ async function hostileModels(trap) {
 /** A server of another origin that lets every page read it, and one that counts what it is asked. */
 const listening = (server) => new Promise((resolve) => server.listen(0, '127.0.0.1', () => resolve(`http://127.0.0.1:${server.address().port}`)));
 
+/** A zip of a few hundred kilobytes whose one file says that it is small and unpacks to half a gigabyte. */
+function lyingZip() {
+  const packed = deflateRawSync(Buffer.alloc(512 * 2 ** 20));
+  const name = Buffer.from('weights');
+  const fields = Buffer.alloc(26); // of the entry: version, flags, method, time, checksum, sizes, lengths
+  fields.writeUInt16LE(20, 0);
+  fields.writeUInt16LE(8, 4);
+  fields.writeUInt32LE(packed.length, 14);
+  fields.writeUInt32LE(10, 18);
+  fields.writeUInt16LE(name.length, 22);
+  const entry = Buffer.concat([Buffer.from('PK\x03\x04'), fields, name, packed]);
+  const directory = Buffer.concat([Buffer.from('PK\x01\x02\x14\x00'), fields, Buffer.alloc(14), name]);
+  const end = Buffer.alloc(22);
+  end.write('PK\x05\x06', 'latin1');
+  end.writeUInt16LE(1, 8);
+  end.writeUInt16LE(1, 10);
+  end.writeUInt32LE(directory.length, 12);
+  end.writeUInt32LE(entry.length, 16);
+  return Buffer.concat([entry, directory, end]);
+}
+
+/** The most memory that any process of the browser has held so far, in bytes. */
+async function chromeMemory(browser) {
+  const status = async (pid) => (await readFile(`/proc/${pid}/status`, 'utf8').catch(() => ''));
+  const own = String(browser.process().pid);
+  let most = 0;
+  for (const pid of (await readdir('/proc')).filter((name) => /^\d+$/.test(name))) {
+    const text = await status(pid);
+    if (/^PPid:\s+(\d+)/m.exec(text)?.[1] === own) most = Math.max(most, 1024 * Number(/^VmHWM:\s+(\d+)/m.exec(text)?.[1] ?? 0));
+  }
+  check(most > 0, 'the browser has no processes');
+  return most;
+}
+
 /** What would have changed if a model's text had run: in the page and in its workers. */
 async function harmless(page, trapped) {
   const state = () => ({ hacked: globalThis.hacked, polluted: {}.polluted, properties: Object.getOwnPropertyNames(Object.prototype).sort().join() });
@@ -338,6 +375,83 @@ export const trust = {
       await page.close();
       await Promise.all([own.close(), other.close(), new Promise((resolve) => trap.close(resolve)), new Promise((resolve) => rude.close(resolve))]);
       await rm(folders, { recursive: true });
+    }
+    await person.page.bringToFront();
+  },
+
+  async 'train: files that are too large, damaged or no runs are refused in words'(person) {
+    const { page, broken } = await openPage(person.page.browser(), `${person.base}/play/#train`);
+    const victim = new Person(page, person.base);
+    const folder = await mkdtemp(join(tmpdir(), 'bruit-files-'));
+    /** Drops files and resolves with what the page objects to, or how many pictures it took. */
+    const drop = async (files) => {
+      const answer = () => {
+        const problem = document.querySelector('#panel-train .stage [role=alert]')?.innerText;
+        const taken = document.querySelector('#panel-train .drop .quiet')?.innerText;
+        return problem ?? (taken && !document.querySelector('#panel-train .drop progress') ? taken : undefined);
+      };
+      await page.evaluate((all) => {
+        const transfer = new DataTransfer();
+        for (const { name, type, bytes } of all) transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+        document.querySelector('.drop').dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
+      }, files.map(({ name, type, file }) => ({ name, type, bytes: [...file] })));
+      await new Promise((resolve) => setTimeout(resolve, 100)); // the answer to the files before goes
+      await victim.until(answer, 20_000);
+      return page.evaluate(answer);
+    };
+    const go = async (name, zip) => {
+      await writeFile(join(folder, name), zip);
+      const before = (await victim.alert()) ?? '';
+      await (await page.$('#panel-train input[accept=".zip"]')).uploadFile(join(folder, name));
+      await victim.until((before) => ![undefined, before].includes(document.querySelector('#panel-train .stage [role=alert]')?.innerText), 30_000, before);
+      return page.$eval('#panel-train .stage [role=alert]', (e) => e.innerText);
+    };
+    try {
+      await victim.ready('Train', 30_000);
+      await victim.press('Your images');
+      const all = await drop(pictures);
+      check(new RegExp(`^${pictures.length} pictures`).test(all), `of sound pictures the page says "${all}"`);
+      for (const { name, type, sized } of pictures) {
+        const said = await drop([{ name, type, file: sized(16_000, 12_000) }]);
+        check(/: 16000x12000 pixels are more than the 100 megapixels allowed/.test(said), `of a ${name} of 16000x12000 the page says "${said}"`);
+      }
+      const svg = `<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9" onload="globalThis.hacked='svg'"/>`;
+      for (const [name, type, file, words] of [
+        ['a.svg', 'image/svg+xml', Buffer.from(svg), /a\.svg: no PNG, JPEG, GIF, WebP, AVIF or BMP/],
+        [`${payload.replaceAll('/', '')}.png`, 'image/png', Buffer.from('no picture'), /<img class="payload".*\.png: no PNG/],
+        ['a.gif', 'image/gif', pictures[0].file.slice(0, 60), /a\.gif/],
+        ['a.png', 'image/png', Buffer.concat([Buffer.from([0x89]), Buffer.from('PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x09\0\0\0\x09')]), /a\.png is no picture that this browser can read/],
+      ]) {
+        const said = await drop([{ name, type, file }]);
+        check(words.test(said), `of ${name} the page says "${said}"`);
+      }
+      check(/none of these files is a picture/.test(await drop([{ name: 'a.html', type: 'text/html', file: Buffer.from(payload) }])), 'the page takes a text for a picture');
+
+      const memory = await chromeMemory(page.browser());
+      check(/"weights" unpacks to more than the 10 bytes that it declares/.test(await go('bomb.zip', lyingZip())), 'a zip that lies about its size is unpacked');
+      const grown = (await chromeMemory(page.browser())) - memory;
+      check(grown < 256 * 2 ** 20, `${grown} bytes more at the most while a zip was refused`);
+      const run = { 'trainer_state.json': '{}', 'recipe.json': '{}', 'metrics.jsonl': '', 'page.json': '{}' };
+      const zip = (files) => zipSync(Object.fromEntries(Object.entries({ ...run, ...files }).map(([name, text]) => [name, strToU8(text)])));
+      const settings = { data: 'mnist', size: 'small', pixels: 32, grey: false, steps: 10, batch: 4, learningRate: 0.002, every: 5, seed: 0 };
+      for (const [name, file, words] of [
+        ['empty.zip', Buffer.alloc(0), /a damaged zip/],
+        ['other.zip', zipSync({ a: strToU8('a') }), /has no trainer_state\.json/],
+        ['up.zip', zipSync({ '../a': strToU8('a') }), /is no path within the folder/],
+        ['notes.zip', zip({ 'page.json': payload }), /page\.json is not JSON/],
+        ['element.zip', zip({ 'page.json': JSON.stringify({ ...settings, steps: element }) }), /page\.json has steps \{.*<?.*\}, which is no setting/],
+        ['inherited.zip', zip({ 'page.json': JSON.stringify({ ...settings, size: 'constructor' }) }), /page\.json has size "constructor"/],
+        ['recipe.zip', zip({ 'page.json': JSON.stringify(settings), 'recipe.json': `{${pollution}, "x": ${JSON.stringify(payload)}}` }), /the run’s recipe: /],
+      ]) {
+        const said = await go(name, file);
+        check(words.test(said), `of ${name} the page says "${said}"`);
+        await harmless(page, []);
+      }
+      const wrong = await broken();
+      check(wrong.length === 0, wrong.join('\n'));
+    } finally {
+      await page.close();
+      await rm(folder, { recursive: true });
     }
     await person.page.bringToFront();
   },

@@ -9,9 +9,11 @@ import { afterAll, beforeAll, expect, test } from 'vitest';
 import { BruitError } from '../../src/engine/errors';
 import { drawText } from '../../src/io/bitmap_font';
 import { decodeImage } from '../../src/io/decode_image';
+import { checkImageSize, imageSize } from '../../src/io/image_size';
 import { encodePng, imageGrid, imageRaster, toByte } from '../../src/io/png';
 import { loadImageFolder } from '../../src/node/image_folder';
 import { writePngFolder } from '../../src/node/png_folder';
+import { pictures } from '../helpers/pictures.mjs';
 
 let folder: string;
 beforeAll(async () => {
@@ -192,6 +194,32 @@ test('decodeImage: damaged, foreign and oversized files are errors that name the
     expect(() => decodeImage(bytes, 'a.png')).toThrow(message);
     expect(() => decodeImage(bytes, 'a.png')).toThrow(BruitError);
   }
+});
+
+test.each(pictures)('$name: its size is read from its header, and bounded', ({ file, sized }) => {
+  expect(imageSize(file)).toMatchObject({ width: 37, height: 19 });
+  expect(() => checkImageSize(file, 'a')).not.toThrow();
+  expect(imageSize(sized(300, 5000))).toMatchObject({ width: 300, height: 5000 });
+  expect(() => checkImageSize(sized(10_000, 10_000), 'a')).not.toThrow();
+  expect(() => checkImageSize(sized(10_001, 10_000), 'a.x')).toThrow(/a\.x: 10001x10000 pixels are more than the 100 megapixels/);
+  // Cut off or damaged anywhere it is told or not, and nothing else happens.
+  for (let length = 0; length < Math.min(file.length, 400); length++) imageSize(file.slice(0, length));
+  for (let at = 0; at < Math.min(file.length, 400); at++) for (const flip of [1, 0x7f, 0x80, 0xff]) imageSize(file.map((b, i) => (i === at ? b ^ flip : b)));
+});
+
+test('headers that nest or go on without an end take no time', () => {
+  const nested = new Uint8Array(2 ** 20);
+  const view = new DataView(nested.buffer);
+  for (let at = 0; at + 12 <= nested.length; at += 12) {
+    view.setUint32(at, nested.length - at);
+    nested.set(new TextEncoder().encode(at ? 'meta' : 'ftyp'), at + 4);
+  }
+  view.setUint32(0, 12);
+  expect(imageSize(nested)).toBeUndefined();
+  const extensions = new Uint8Array(2 ** 20).fill(0x21);
+  extensions.set(new TextEncoder().encode('GIF89a'));
+  extensions[10] = 0;
+  expect(imageSize(extensions)).toBeUndefined();
 });
 
 /** A PNG chunk. */

@@ -1,23 +1,26 @@
 /** The Train tab's half in the worker: data, the training loop, pictures of what is learnt, checkpoints. */
-import { strFromU8, strToU8, unzipSync, zipSync } from 'fflate';
+import { strFromU8, strToU8, zipSync } from 'fflate';
 import recipe from '../../recipes/digits.json';
 import { bytesDataset, MNIST_SIDE, splitDigits } from '../../src/data/bytes_dataset';
 import { BatchLoader, checkIndex, type ImageDataset } from '../../src/data/dataset';
 import { bytesToSigned } from '../../src/data/transform';
 import type { Engine } from '../../src/engine/device';
 import { BruitError, check } from '../../src/engine/errors';
-import { checkImageSize, jpegSize } from '../../src/io/image_size';
+import { checkImageSize, imageSize } from '../../src/io/image_size';
+import type { ModelFolder } from '../../src/io/folder';
+import { isJsonObject, parseJson } from '../../src/io/json';
 import { bytesSource } from '../../src/io/source';
 import { samplerModel } from '../../src/pipelines/ddpm';
 import { createGpuSampler, type GpuSampler } from '../../src/sampler/sample';
 import { convertSchedulerConfig, createSampler } from '../../src/sampler/scheduler_config';
-import { checkpointFiles, readCheckpoint } from '../../src/train/checkpoint_files';
+import { checkpointFiles, readCheckpoint, readState } from '../../src/train/checkpoint_files';
 import { parseTrainConfig } from '../../src/train/config';
 import type { StepMetrics } from '../../src/train/step';
 import { Trainer } from '../../src/train/trainer';
 import type { ModelSource } from './models';
 import { readStored, removeStored, writeStored } from './storage';
 import type { CanvasSize, Views } from './view';
+import { readZip } from './zip';
 
 export interface TrainSettings {
   readonly data: 'mnist' | 'images';
@@ -48,8 +51,10 @@ export interface StoredRun {
 const sizes = { small: [[8, 16, 32], 16], medium: [[8, 24, 48], 24], large: [[32, 64, 96], 32] } as const;
 const checkpointFile = 'checkpoint.zip';
 const imagesFile = 'images.bin';
-/** A checkpoint that unpacks to more is none of ours. */
-const largestCheckpoint = 2 * 2 ** 30;
+/** The largest model of {@link sizes} with its moments takes a tenth of it. */
+const largestCheckpoint = 512 * 2 ** 20;
+/** Bytes of all pictures, brought to size. */
+const largestPictures = 2 ** 30;
 /** Bytes of a picture's file. */
 const largestPicture = 64 * 2 ** 20;
 
@@ -105,7 +110,7 @@ export class TrainTab {
       check(file.size <= largestPicture, 'input', () => `${file.name}: a picture of ${file.size} bytes; at most ${largestPicture} are read`);
       // A JPEG's size stands behind its metadata, an embedded preview and a colour profile.
       const head = new Uint8Array(await file.slice(0, 2 ** 20).arrayBuffer());
-      check(file.type !== 'image/jpeg' || jpegSize(head), 'input', () => `${file.name}: a JPEG that does not say its size within its first megabyte`);
+      check(imageSize(head), 'input', () => `${file.name}: no PNG, JPEG, GIF, WebP, AVIF or BMP that says its size within its first megabyte`);
       checkImageSize(head, file.name);
       let bitmap: ImageBitmap;
       try {
@@ -136,28 +141,28 @@ export class TrainTab {
 
   /** A run that an earlier visit left. */
   async stored(): Promise<StoredRun | undefined> {
-    const files = await this.readZip(await readStored(checkpointFile));
-    return files && { settings: JSON.parse(strFromU8(files['page.json']!)) as TrainSettings, step: (JSON.parse(strFromU8(files['trainer_state.json']!)) as { step: number }).step };
+    const files = readRun(await readStored(checkpointFile), 'the run that was kept');
+    return files && { settings: settingsOf(files), step: (await readState(files.folder)).step };
   }
 
   /** Begins a run, or goes on with the stored one or with `checkpoint`, a file that {@link checkpoint} made. Resolves when it ends or pauses. */
-  async begin(settings: TrainSettings | undefined, canvas: string, on: (event: TrainEvent) => void, checkpoint?: Uint8Array): Promise<void> {
+  async begin(settings: TrainSettings | undefined, canvas: string, on: (event: TrainEvent) => void, checkpoint?: File): Promise<void> {
+    check(!checkpoint || checkpoint.size <= largestCheckpoint, 'checkpoint', () => `${checkpoint!.name}: its ${checkpoint!.size} bytes are more than the ${largestCheckpoint} that are read`);
     await this.pause();
     this.free();
-    const files = settings ? undefined : await this.readZip(checkpoint ?? (await readStored(checkpointFile)));
+    const files = settings ? undefined : checkpoint ? readRun(new Uint8Array(await checkpoint.arrayBuffer()), checkpoint.name) : readRun(await readStored(checkpointFile), 'the run that was kept');
     check(settings ?? files, 'checkpoint', () => 'there is no run to go on with');
-    this.settings = settings ?? (JSON.parse(strFromU8(files!['page.json']!)) as TrainSettings);
+    this.settings = settings ?? settingsOf(files!);
     const dataset = await this.dataset(this.settings);
-    const json = files ? (JSON.parse(strFromU8(files['recipe.json']!)) as object) : recipeOf(this.settings, dataset);
+    const json = files ? files.json('recipe.json') : recipeOf(this.settings, dataset);
     const config = parseTrainConfig(json, 'the run’s recipe');
     const trainer = await Trainer.create(this.engine, config, dataset, new BatchLoader(dataset, { batchSize: config.batchSize, seed: config.seed }));
     this.trainer = trainer;
     this.metrics = [];
     if (files) {
-      const known = files;
-      const { state, tensors } = await readCheckpoint({ name: 'checkpoint', has: async (p) => p in known, text: async (p) => strFromU8(known[p]!), source: async (p) => bytesSource(known[p]!, p) }, config);
+      const { state, tensors } = await readCheckpoint(files.folder, config);
       trainer.restore(state, tensors);
-      this.metrics = strFromU8(files['metrics.jsonl']!).split('\n').filter(Boolean).map((line) => JSON.parse(line) as StepMetrics);
+      this.metrics = metricsOf(files);
     }
     this.samples = await averagedSampler(this.engine, trainer, dataset.classes?.length ?? 0);
     on({ kind: 'ready', weights: trainer.step.weights.count, images: dataset.length, data: dataset.name, step: trainer.stepsDone, steps: config.steps, planBytes: trainer.step.plan.plannedBytes, liveBytes: this.engine.liveBytes });
@@ -239,26 +244,6 @@ export class TrainTab {
     await removeStored(checkpointFile);
   }
 
-  private async readZip(zip: Uint8Array | undefined): Promise<Record<string, Uint8Array> | undefined> {
-    if (!zip) return undefined;
-    let total = 0;
-    let files: Record<string, Uint8Array>;
-    try {
-      files = unzipSync(zip, {
-        filter: ({ originalSize }) => {
-          total += originalSize;
-          check(total <= largestCheckpoint, 'checkpoint', () => `the checkpoint unpacks to more than ${largestCheckpoint} bytes`);
-          return true;
-        },
-      });
-    } catch (cause) {
-      if (cause instanceof BruitError) throw cause;
-      throw new BruitError('checkpoint', `this is not a zip of a run: ${(cause as Error).message}`, { cause });
-    }
-    for (const name of ['trainer_state.json', 'recipe.json', 'page.json']) check(files[name], 'checkpoint', () => `the zip has no ${name}: it is not a run that this page saved`);
-    return files;
-  }
-
   private loaded: Promise<ImageDataset> | undefined;
 
   private async dataset(s: TrainSettings): Promise<ImageDataset> {
@@ -269,8 +254,9 @@ export class TrainTab {
     if (!this.images) {
       const zip = await readStored(imagesFile);
       check(zip, 'input', () => 'choose pictures first');
-      const files = unzipSync(zip);
-      this.images = { ...(JSON.parse(strFromU8(files['images.json']!)) as { count: number; channels: 1 | 3; size: number }), data: files['images.bin']! };
+      const files = readZip(zip, 'the pictures that were kept', { bytes: largestPictures });
+      const { count, channels, size } = JSON.parse(strFromU8(files.get('images.json')!)) as { count: number; channels: 1 | 3; size: number };
+      this.images = { count, channels, size, data: files.get('images.bin')! };
     }
     const { data, count, channels, size } = this.images;
     const bytes = channels * size * size;
@@ -290,6 +276,69 @@ export class TrainTab {
     this.trainer = undefined;
     this.drawn = -1;
   }
+}
+
+/** A run's zip: its files as JSON and as a folder. */
+interface RunFiles {
+  readonly json: (path: string) => unknown;
+  readonly text: (path: string) => string;
+  readonly folder: ModelFolder;
+}
+
+function readRun(zip: Uint8Array | undefined, name: string): RunFiles | undefined {
+  if (!zip) return undefined;
+  const files = readZip(zip, name, { bytes: largestCheckpoint });
+  for (const file of ['trainer_state.json', 'recipe.json', 'page.json', 'metrics.jsonl']) check(files.has(file), 'checkpoint', () => `${name}: the zip has no ${file}: it is not a run that this page saved`);
+  const known = (path: string): Uint8Array => {
+    const data = files.get(path);
+    if (!data) throw new BruitError('checkpoint', `${name}: the zip has no ${path}`);
+    return data;
+  };
+  const text = (path: string): string => strFromU8(known(path));
+  const json = (path: string): unknown => parsed(text(path), name, path);
+  return { text, json, folder: { name, has: async (path) => files.has(path), text: async (path) => text(path), source: async (path) => bytesSource(known(path), path) } };
+}
+
+function parsed(text: string, name: string, path: string): unknown {
+  try {
+    return parseJson(text);
+  } catch (cause) {
+    throw new BruitError('checkpoint', `${name}: ${path} is not JSON: ${(cause as Error).message}`, { cause });
+  }
+}
+
+/** What the page was told when the run began: it will draw and show these, so each is what the page's controls give. */
+function settingsOf({ json, folder: { name } }: RunFiles): TrainSettings {
+  const value = json('page.json');
+  const whole = (least: number, most: number) => (v: unknown) => Number.isInteger(v) && (v as number) >= least && (v as number) <= most;
+  const tests: Readonly<Record<keyof TrainSettings, (v: unknown) => boolean>> = {
+    data: (v) => v === 'mnist' || v === 'images',
+    size: (v) => typeof v === 'string' && Object.hasOwn(sizes, v),
+    pixels: (v) => v === 28 || v === 32 || v === 64,
+    grey: (v) => typeof v === 'boolean',
+    steps: whole(1, 1e6),
+    batch: whole(1, 128),
+    learningRate: (v) => typeof v === 'number' && v > 0 && v < Infinity,
+    every: whole(1, 1e6),
+    seed: whole(0, Number.MAX_SAFE_INTEGER),
+  };
+  check(isJsonObject(value), 'checkpoint', () => `${name}: page.json is no object`);
+  for (const [key, test] of Object.entries(tests)) check(Object.hasOwn(value, key) && test(value[key]), 'checkpoint', () => `${name}: page.json has ${key} ${JSON.stringify(value[key])}, which is no setting of this page`);
+  return Object.fromEntries(Object.keys(tests).map((key) => [key, value[key]])) as unknown as TrainSettings;
+}
+
+function metricsOf({ text, folder: { name } }: RunFiles): StepMetrics[] {
+  return text('metrics.jsonl')
+    .split('\n')
+    .filter(Boolean)
+    .map((line, i) => {
+      const row = parsed(line, name, `metrics.jsonl, line ${i + 1},`);
+      // Losses that are not finite are null in JSON.
+      const sound = isJsonObject(row) && Number.isInteger(row.step) && [row.loss, row.gradNorm, row.learningRate].every((v) => v === null || typeof v === 'number') && typeof row.skipped === 'boolean';
+      check(sound, 'checkpoint', () => `${name}: metrics.jsonl, line ${i + 1}, is no row of metrics`);
+      const { step, loss, gradNorm, learningRate, skipped } = row as unknown as StepMetrics;
+      return { step, loss: loss ?? NaN, gradNorm: gradNorm ?? NaN, learningRate: learningRate ?? NaN, skipped };
+    });
 }
 
 /** Ten images by DDIM in ten steps, of the averaged weights as they are when it runs. */
