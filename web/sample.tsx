@@ -332,7 +332,9 @@ export function Sample() {
                   ? `${sides.value[i].result.scheduler}: ${sides.value[i].result.evaluations} evaluations in ${(sides.value[i].result.milliseconds / 1000).toFixed(2)} s`
                   : running.value
                     ? sides.value[i]?.info
-                      ? `step ${sides.value[i].info.step} of ${sides.value[i].info.total}`
+                      ? sides.value[i].info.decoded
+                        ? `decoded ${sides.value[i].info.decoded.join(' of ')}`
+                        : `step ${sides.value[i].info.step} of ${sides.value[i].info.total}`
                       : 'compiling…'
                     : ''}
               </figcaption>

@@ -47,9 +47,11 @@ export class DiTPipeline {
     return new DiTPipeline(engine, transformer, await Component.open(engine, folder, latentDecoder, loading), await openScheduler(folder));
   }
 
+  private decoder: LatentDecoder | undefined;
+
   /** The autoencoder's decoder by itself. */
   get latentDecoder(): LatentDecoder {
-    return latentDecoderOf(this.vae);
+    return (this.decoder ??= latentDecoderOf(this.vae));
   }
 
   async generate(call: DiTCall): Promise<PipelineImages> {
@@ -81,7 +83,7 @@ export class DiTPipeline {
       }),
     );
     const side = size * latentFactor(vae.config);
-    const decoded = await this.latentDecoder.decode(latents, [n, config.in_channels, size, size]);
+    const decoded = await this.latentDecoder.decode(latents, [n, config.in_channels, size, size], call);
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);
     onRecord?.('image', images);

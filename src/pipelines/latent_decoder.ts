@@ -1,5 +1,6 @@
 /** How pipelines decode latents: all images at once where that fits the device's bindings, else one by one, else in tiles. */
 import type { AdapterProfile } from '../engine/device';
+import { BruitError } from '../engine/errors';
 import { estimate } from '../engine/estimate';
 import { Graph } from '../engine/graph';
 import { numel, type Shape } from '../engine/shape';
@@ -49,25 +50,41 @@ export function planDecoding(config: AutoencoderKLConfig, shape: Shape, { profil
   return untiled ?? first;
 }
 
-/** An autoencoder as a decoder of latents alone. */
-export const latentDecoderOf = (vae: Component<AutoencoderKLConfig>): LatentDecoder => ({
-  channels: vae.config.latent_channels,
-  factor: latentFactor(vae.config),
-  decode(latents, shape) {
-    const { config, engine } = vae;
-    const [n, ...one] = shape as [number, ...number[]];
-    const { images, tile } = planDecoding(config, shape, { profile: engine.profile, tiling: vae.loading.vaeTiling });
-    return vae.use(async (weights) => {
-      const parts: Float32Array[] = [];
-      for (let i = 0; i < n; i += images) {
-        const data = latents.subarray(i * numel(one), (i + images) * numel(one));
-        if (tile === undefined) parts.push((await runOnce(engine, weights, (ctx, inputs) => ({ decoded: decodeLatent(ctx, config, unscaleLatent(config, inputs.add('latent', [images, ...one], data))) }))).decoded);
-        else parts.push((await decodeTiled(engine, config, weights, { shape: [images, ...one], data: data.map((v) => v / config.scaling_factor + config.shift_factor) }, { tile, overlap: tile / 4 })).data);
-      }
-      if (parts.length === 1) return parts[0]!;
-      const decoded = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
-      parts.reduce((at, part) => (decoded.set(part, at), at + part.length), 0);
-      return decoded;
-    });
-  },
-});
+/** An autoencoder as a decoder of latents alone. Each shape is planned once. */
+export function latentDecoderOf(vae: Component<AutoencoderKLConfig>): LatentDecoder {
+  const plans = new Map<string, DecodingPlan>();
+  const planned = (shape: Shape): DecodingPlan => {
+    const known = plans.get(shape.join()) ?? planDecoding(vae.config, shape, { profile: vae.engine.profile, tiling: vae.loading.vaeTiling });
+    plans.set(shape.join(), known);
+    return known;
+  };
+  return {
+    channels: vae.config.latent_channels,
+    factor: latentFactor(vae.config),
+    decode(latents, shape, { signal, onDecode } = {}) {
+      const { config, engine } = vae;
+      const [n, ...one] = shape as [number, ...number[]];
+      const { images, tile } = planned(shape);
+      return vae.use(async (weights) => {
+        const parts: Float32Array[] = [];
+        for (let i = 0; i < n; i += images) {
+          if (signal?.aborted) throw new BruitError('aborted', `decoding was aborted after ${i} of ${n} images`, { cause: signal.reason });
+          const data = latents.subarray(i * numel(one), (i + images) * numel(one));
+          if (tile === undefined) {
+            parts.push((await runOnce(engine, weights, (ctx, inputs) => ({ decoded: decodeLatent(ctx, config, unscaleLatent(config, inputs.add('latent', [images, ...one], data))) }))).decoded);
+            onDecode?.(i + images, n);
+          } else {
+            // One image at a time, all in equally many tiles.
+            const unscaled = { shape: [1, ...one], data: data.map((v) => v / config.scaling_factor + config.shift_factor) };
+            const onProgress = onDecode && ((done: number, total: number) => onDecode(i * total + done, n * total));
+            parts.push((await decodeTiled(engine, config, weights, unscaled, { tile, overlap: tile / 4, ...(signal && { signal }), ...(onProgress && { onProgress }) })).data);
+          }
+        }
+        if (parts.length === 1) return parts[0]!;
+        const decoded = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+        parts.reduce((at, part) => (decoded.set(part, at), at + part.length), 0);
+        return decoded;
+      });
+    },
+  };
+}

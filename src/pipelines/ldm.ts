@@ -1,6 +1,6 @@
 /** Unconditional latent diffusion (Rombach et al. 2022): diffusers' LDMPipeline (model_index.json, unet/, vqvae/, scheduler/); vqvae is a VQModel or an AutoencoderKL. */
 import type { Engine } from '../engine/device';
-import { check } from '../engine/errors';
+import { BruitError, check } from '../engine/errors';
 import type { Tensor } from '../engine/graph';
 import { readJson, type ModelFolder } from '../io/folder';
 import { autoencoderHalf, decodeLatent, latentFactor, parseAutoencoderKLConfig, unscaleLatent, type AutoencoderKLConfig } from '../model/autoencoder_kl';
@@ -64,7 +64,13 @@ export class LDMPipeline {
     return {
       channels: latentChannels(vqvae.config),
       factor: latentFactor(vqvae.config),
-      decode: async (latents, shape) => (await vqvae.run((ctx, inputs) => ({ decoded: decode(ctx, vqvae.config, unscaleLatent(vqvae.config, inputs.add('latent', shape, latents))) }))).decoded,
+      // All images at once.
+      async decode(latents, shape, { signal, onDecode } = {}) {
+        if (signal?.aborted) throw new BruitError('aborted', 'decoding was aborted before it began', { cause: signal.reason });
+        const { decoded } = await vqvae.run((ctx, inputs) => ({ decoded: decode(ctx, vqvae.config, unscaleLatent(vqvae.config, inputs.add('latent', shape, latents))) }));
+        onDecode?.(shape[0]!, shape[0]!);
+        return decoded;
+      },
     };
   }
 
@@ -80,7 +86,7 @@ export class LDMPipeline {
     const program = createSampler(call.scheduler ?? this.scheduler, { numInferenceSteps, ...call.schedulerOptions });
     const progress = new Progress(program.steps.length, call.onProgress);
     const latents = await unet.use((weights) => runStage({ engine, call, program, ...(call.latents && { latents: call.latents }), shape, weights, progress, model: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }), timeModel: (ctx, sample, timestep) => unet2d(ctx, unet.config, { sample, timestep }) }));
-    const decoded = await this.latentDecoder.decode(latents, shape);
+    const decoded = await this.latentDecoder.decode(latents, shape, call);
     onRecord?.('decoded', decoded);
     const images = toImages(decoded);
     onRecord?.('image', images);

@@ -80,11 +80,19 @@ export async function tinyPreview(engine: Engine, folder: ModelFolder): Promise<
   };
 }
 
+export interface DecodeOptions {
+  /** Heard between images, and between tiles. */
+  readonly signal?: AbortSignal | undefined;
+  /** Images decoded, or tiles of all passes over all images, and how many there are. */
+  readonly onDecode?: ((done: number, total: number) => void) | undefined;
+}
+
 /** A latent decoder: latents [N,C,h,w] as diffusion models see them to images [N,3,h·factor,w·factor] of about [−1,1]. */
 export interface LatentDecoder {
   readonly channels: number;
   readonly factor: number;
-  decode(latents: Float32Array, shape: Shape): Promise<Float32Array>;
+  /** @throws BruitError `aborted` where the signal was heard. */
+  decode(latents: Float32Array, shape: Shape, options?: DecodeOptions): Promise<Float32Array>;
 }
 
 /**

@@ -80,6 +80,8 @@ export interface StableDiffusionOptions extends PromptOptions {
   readonly scheduler?: SchedulerConfig | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
+  /** Images decoded, or tiles of all passes over all images, and how many there are. */
+  readonly onDecode?: ((done: number, total: number) => void) | undefined;
   readonly onPreview?: ((preview: SamplerPreview) => void) | undefined;
   /** The denoising loop's {@link SamplerRunOptions.onQueued}, with the sampler: latents and predicted x0 can be drawn from its memory. */
   readonly onQueued?: ((sampler: GpuSampler, step: number, total: number) => void) | undefined;
@@ -276,7 +278,7 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     const latents = await this.sample(options, { program, stepCount: whole.steps.length, config, guided, skipped, start, noise, text: conditions, latentShape, guidanceScale });
     if (options.output_type === 'latent') return { data: latents, shape: latentShape };
     const shape: Shape = [size.batch, this.vae.config.out_channels, size.height * factor, size.width * factor];
-    const decoded = await this.latentDecoder.decode(latents, latentShape);
+    const decoded = await this.latentDecoder.decode(latents, latentShape, options);
     onRecord?.('decoded', decoded);
     const data = decoded.map((x) => Math.min(Math.max(x / 2 + 0.5, 0), 1));
     onRecord?.('image', data);
@@ -507,9 +509,11 @@ export abstract class StableDiffusionBase<O extends StableDiffusionOptions> {
     return reshape(step.perStep(`controlnet_scale.${net}`, Array.from({ length: taken }, (_, i) => [i / count < from || (i + 1) / count > to ? 0 : strength])), [1]);
   }
 
+  private decoder: LatentDecoder | undefined;
+
   /** The autoencoder's decoder by itself. */
   get latentDecoder(): LatentDecoder {
-    return latentDecoderOf(this.vae);
+    return (this.decoder ??= latentDecoderOf(this.vae));
   }
 
   /** Frees what is kept in GPU memory. */

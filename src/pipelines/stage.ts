@@ -33,6 +33,8 @@ export interface LatentCall extends PipelineCall {
   readonly latents?: Float32Array;
   /** The loop's {@link SamplerRunOptions.onQueued}, with the sampler: latents and predicted x0 can be drawn from its memory. */
   readonly onQueued?: (sampler: GpuSampler, step: number, total: number) => void;
+  /** Images decoded, or tiles of all passes over all images, and how many there are. */
+  readonly onDecode?: (done: number, total: number) => void;
 }
 
 export interface PipelineImages {

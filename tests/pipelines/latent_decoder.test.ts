@@ -1,11 +1,12 @@
 /** Latents that do not fit a device's bindings are decoded one by one, then in tiles; whoever asks for an image need not know. */
 import { readFileSync } from 'node:fs';
-import { expect, test } from 'vitest';
+import { describe, expect, test, vi } from 'vitest';
 import { Engine } from '../../src/engine/device';
+import { estimate } from '../../src/engine/estimate';
 import { Graph } from '../../src/engine/graph';
 import { normals, RngStream } from '../../src/engine/rng';
 import { numel } from '../../src/engine/shape';
-import { decodeLatent, parseAutoencoderKLConfig } from '../../src/model/autoencoder_kl';
+import { decodeLatent, latentFactor, parseAutoencoderKLConfig } from '../../src/model/autoencoder_kl';
 import { Parameters, WeightStore } from '../../src/model/parameters';
 import { decodeTiled, estimateTiled } from '../../src/model/tiled_decode';
 import { directory } from '../../src/node/directory';
@@ -14,6 +15,12 @@ import { defaultProfile } from '../../src/pipelines/memory';
 import { StableDiffusionPipeline } from '../../src/pipelines/stable_diffusion';
 import { testDevice } from '../helpers/device';
 import { goldenPath } from '../helpers/golden';
+
+// Counted, and what it is.
+vi.mock('../../src/engine/estimate', async (original) => {
+  const module = await original<{ estimate: typeof estimate }>();
+  return { ...module, estimate: vi.fn(module.estimate) };
+});
 
 const engine = await Engine.create({ device: await testDevice() });
 
@@ -70,4 +77,69 @@ test("a pipeline's decoder on a device with small bindings gives the same images
   const tiled = worst(await decode(limited(single - 1)));
   expect(tiled).toBeGreaterThan(0);
   expect(tiled).toBeLessThan(0.05);
+});
+
+describe('a decoder in tiles', () => {
+  const shape = [2, 4, 40, 40];
+  const latents = normals(3, { index: 0, step: 0, stream: RngStream.noise }, numel(shape));
+  const tiled = async (): Promise<StableDiffusionPipeline> => {
+    const folder = directory(goldenPath('pipeline_sd_tiny'));
+    const { config } = (await StableDiffusionPipeline.fromFolder(engine, folder)).vae;
+    return StableDiffusionPipeline.fromFolder(limited(planDecoding(config, [1, ...shape.slice(1)], { profile: engine.profile }).largestBytes - 1), folder);
+  };
+
+  test('tells how far it is, tile by tile, over all images', { timeout: 120_000 }, async () => {
+    const told: (readonly [number, number])[] = [];
+    await (await tiled()).latentDecoder.decode(latents, shape, { onDecode: (done, total) => told.push([done, total]) });
+    // Two images of 2x2 tiles in two passes.
+    expect(told).toEqual(Array.from({ length: 16 }, (_, i) => [i + 1, 16]));
+  });
+
+  test('tells how far it is, image by image', { timeout: 120_000 }, async () => {
+    const told: (readonly [number, number])[] = [];
+    const { latentDecoder, vae } = await StableDiffusionPipeline.fromFolder(engine, directory(goldenPath('pipeline_sd_tiny')));
+    const { images } = planDecoding(vae.config, shape, { profile: engine.profile });
+    await latentDecoder.decode(latents, shape, { onDecode: (done, total) => told.push([done, total]) });
+    expect(told).toEqual(Array.from({ length: 2 / images }, (_, i) => [(i + 1) * images, 2]));
+  });
+
+  test.each([0, 1, 5, 9])('is aborted after %i tiles, and leaves nothing behind', { timeout: 120_000 }, async (after) => {
+    const pipeline = await tiled();
+    const before = engine.liveBytes;
+    const abort = new AbortController();
+    if (after === 0) abort.abort(new Error('enough'));
+    const told: number[] = [];
+    const decoding = pipeline.latentDecoder.decode(latents, shape, {
+      signal: abort.signal,
+      onDecode(done) {
+        told.push(done);
+        if (done === after) abort.abort(new Error('enough'));
+      },
+    });
+    await expect(decoding).rejects.toMatchObject({ code: 'aborted', cause: new Error('enough') });
+    expect(told.length).toBe(after);
+    expect(engine.liveBytes).toBe(before);
+  });
+
+  test('a call of a pipeline hears its signal while it decodes, and tells', { timeout: 120_000 }, async () => {
+    // The U-Net has all of the device, the autoencoder too little.
+    const pipeline = await StableDiffusionPipeline.fromFolder(engine, directory(goldenPath('pipeline_sd_tiny')));
+    Object.defineProperty(pipeline.vae, 'engine', { value: (await tiled()).engine });
+    const factor = latentFactor(pipeline.vae.config);
+    const abort = new AbortController();
+    const told: number[] = [];
+    const run = pipeline.generate({ prompt: 'x', num_inference_steps: 1, seed: 1, height: 40 * factor, width: 40 * factor, signal: abort.signal, onDecode: (done) => (told.push(done), done === 3 && abort.abort()) });
+    await expect(run).rejects.toMatchObject({ code: 'aborted', message: expect.stringMatching(/decoding was aborted after 3 of 4 tiles of pass 1 of 2/) as string });
+    expect(told).toEqual([1, 2, 3]);
+  });
+
+  test('is planned once for each shape', { timeout: 120_000 }, async () => {
+    const pipeline = await tiled();
+    await pipeline.latentDecoder.decode(latents, shape);
+    const first = vi.mocked(estimate).mock.calls.length;
+    await pipeline.latentDecoder.decode(latents, shape);
+    expect(vi.mocked(estimate).mock.calls.length).toBe(first);
+    await pipeline.latentDecoder.decode(latents.subarray(0, numel([1, 4, 8, 8])), [1, 4, 8, 8]);
+    expect(vi.mocked(estimate).mock.calls.length).toBeGreaterThan(first);
+  });
 });

@@ -18,6 +18,7 @@ export interface LatentRun {
   readonly latents: Float32Array | undefined;
   readonly signal: AbortSignal;
   readonly onQueued: (sampler: GpuSampler, step: number) => void;
+  readonly onDecode: (done: number, total: number) => void;
 }
 
 export interface LatentModel {

@@ -71,6 +71,8 @@ export interface StepInfo {
   readonly noise: number;
   readonly snr: number;
   readonly size: CanvasSize | undefined;
+  /** After the last step: images or tiles that are decoded, of how many. */
+  readonly decoded?: readonly [done: number, total: number];
 }
 
 export interface RunResult {
@@ -200,6 +202,7 @@ export class SampleTab {
           if (step === 0) begun = performance.now();
           follow(run.trajectory, sampler, step);
         },
+        onDecode: (done, total) => onStep({ step: run.trajectory.total, total: run.trajectory.total, ...run.trajectory.level(run.trajectory.total), size: this.views.size(canvas), decoded: [done, total] }),
       });
       const buffer = this.engine.createBuffer('decoded', data.byteLength, 128 | 8);
       this.engine.device.queue.writeBuffer(buffer, 0, data as Float32Array<ArrayBuffer>);
