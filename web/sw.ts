@@ -30,7 +30,12 @@ self.addEventListener('activate', (event) => {
 self.addEventListener('fetch', (event) => {
   const { request } = event as RequestEvent;
   const url = new URL(request.url);
-  if (request.method !== 'GET' || url.origin !== base.origin || !url.pathname.startsWith(base.pathname)) return;
-  const kept = async (): Promise<Response> => (await (await caches.open(cacheName)).match(url.pathname.endsWith('/') ? new URL('index.html', url) : request, { ignoreSearch: true })) ?? fetch(request);
-  (event as RequestEvent).respondWith(kept());
+  if (!['GET', 'HEAD'].includes(request.method) || url.origin !== base.origin || !url.pathname.startsWith(base.pathname)) return;
+  const answer = async (): Promise<Response> => {
+    const kept = await (await caches.open(cacheName)).match(url.pathname.endsWith('/') ? new URL('index.html', url) : request, { ignoreSearch: true, ignoreMethod: true });
+    if (request.method === 'GET') return kept ?? fetch(request);
+    // Whether a bundled model has a file is asked without a network, too; one that is not kept is not there.
+    return kept ? new Response(null, kept) : fetch(request).catch(() => new Response(null, { status: 504 }));
+  };
+  (event as RequestEvent).respondWith(answer());
 });

@@ -1,5 +1,5 @@
 // The playground end to end, in headless Chrome, as a person would use it: node tests/browser/playground.mjs [FILTER]. Pictures go to out/playground/.
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { strFromU8, strToU8, unzipSync, zipSync } from 'fflate';
 import { root } from '../../scripts/build.mjs';
 import { launchChrome } from '../../scripts/chrome.mjs';
-import { buildWeb, serveWeb } from '../../scripts/web.mjs';
+import { buildWeb, serveWeb, webDirectory } from '../../scripts/web.mjs';
 import { check, Person, pictures } from './person.mjs';
 import { trust } from './playground_trust.mjs';
 
@@ -18,9 +18,21 @@ const tests = {
     await person.ready('Save PNG', 90_000); // the first run begins by itself
     await person.fill('Steps', '6');
     await person.fill('Images', '4');
+    // The worker computes, and while it draws, nothing comes back from the GPU; the page has no part in it.
+    const [worker] = person.page.workers();
+    await worker.evaluate(() => {
+      const { mapAsync } = globalThis.GPUBuffer.prototype;
+      globalThis.readBacks = 0;
+      globalThis.GPUBuffer.prototype.mapAsync = function (...rest) {
+        globalThis.readBacks++;
+        return mapAsync.apply(this, rest);
+      };
+    });
     await person.press('Sample');
     await person.until(() => /step \d+ of 6/.test(document.querySelector('figcaption').textContent));
     await person.ready('Save PNG');
+    check((await worker.evaluate(() => globalThis.readBacks)) === 0, 'pictures were read back from the GPU');
+    check(!/createComputePipeline|requestAdapter/.test(await readFile(join(webDirectory, 'main.js'), 'utf8')), 'the page itself uses the GPU');
     const first = await person.canvasWhere('#panel-sample canvas', (c) => c.mean > 5 && c.mean < 120 && c.light > 0.02 && c.light < 0.4, 'white strokes on black');
     await person.press('Sample');
     await person.ready('Save PNG');
@@ -50,6 +62,8 @@ const tests = {
 
   async 'sample: a PNG that says what made it, a GIF and a WebM'(person) {
     const png = await person.download('Save PNG');
+    // That does: the counter counts.
+    check((await person.page.workers()[0].evaluate(() => globalThis.readBacks)) > 0, 'read-backs are not counted');
     const { text } = decode(png);
     const made = JSON.parse(text.parameters);
     check(made.seed === 8 && made.steps === 6 && made.scheduler === 'DDIMScheduler', `parameters ${text.parameters}`);
@@ -167,6 +181,7 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     await person.until(() => /step 10 of 10/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
     await person.ready('Save checkpoint');
     await person.canvasWhere('#panel-train canvas.gpu', (c) => c.seen > 1000, 'samples');
+    check((await page.$$('#panel-train .plots .uplot canvas')).length === 3, 'loss, gradient norm and learning rate are not plotted');
     await person.picture('train');
     const zip = await person.download('Save checkpoint');
     const files = unzipSync(zip);
@@ -205,12 +220,15 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
       document.querySelector('.drop').dispatchEvent(new DragEvent('drop', { dataTransfer: transfer, bubbles: true, cancelable: true }));
     });
     await person.until(() => /6 pictures/.test(document.querySelector('#panel-train').textContent));
-    await person.fill('Steps of training', '5');
+    await person.fill('Steps of training', '15');
     await person.fill('Batch', '2');
     await person.ready('Train');
     await person.press('Train');
     await person.until(() => /6 images of images/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
-    await person.until(() => /step 5 of 5/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+    await person.press('Pause');
+    await person.ready('Resume');
+    await person.press('Resume');
+    await person.until(() => /step 15 of 15/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
     await person.ready('Save checkpoint');
   },
 
@@ -231,8 +249,11 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     await person.until(() => /Attention of \d+ heads/.test(document.querySelector('#panel-inside').textContent), 90_000);
     await person.canvasWhere('#panel-inside figure:not([hidden]):nth-of-type(2) canvas.gpu', (c) => c.seen > 100, 'attention maps');
     await person.picture('inside-layers');
+    const { norm_num_groups: groups } = JSON.parse(await readFile(join(root, 'models', 'digits', 'unet', 'config.json'), 'utf8'));
     await (await person.find('.list button', 'down_blocks.2.attentions.0.group_norm')).click();
     await person.until(() => /What the group norm saw/.test(document.querySelector('#panel-inside').textContent), 60_000);
+    const [means, deviations] = await page.$$eval('#panel-inside .detail tbody tr', (rows) => rows.map((row) => [...row.querySelectorAll('td')].map((cell) => Number(cell.textContent))));
+    check(means.length === groups && deviations.length === groups && means.every(Number.isFinite) && deviations.every((d) => d > 0), `statistics of ${groups} groups: ${means}; ${deviations}`);
     await person.press('Weights');
     await person.canvasWhere('#panel-inside canvas.gpu', (c) => c.seen > 100, 'weights');
     await person.press('Memory');
@@ -266,6 +287,19 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     await person.until(() => /UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent), 90_000);
     const distances = await page.$eval('#experiment-sampling', (e) => [...e.textContent.matchAll(/: (\d+\.\d+)/g)].map((m) => Number(m[1])));
     check(distances.length === 5 && distances.every((d) => d < 0.7), `samples lie far from the data: ${distances}`);
+    // What part 9 says of smoothness and of the data, seen: steps that are too large miss the shape, and another shape takes the place of the one that was learnt.
+    await person.fill('Steps', '2');
+    await person.press('Race');
+    await person.until(() => !/UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent));
+    await person.until(() => /UniPC: \d/.test(document.querySelector('#experiment-sampling').textContent), 90_000);
+    const few = await page.$eval('#experiment-sampling', (e) => [...e.textContent.matchAll(/: (\d+\.\d+)/g)].map((m) => Number(m[1])));
+    check(few.length === 5 && few.every((d, i) => d > 1.1 * distances[i]), `with two steps the distances are ${few}, with five ${distances}`);
+    const learnt = await person.canvas('#experiment-training canvas.points');
+    await person.press('Ring');
+    await person.press('More steps');
+    await person.until(() => /step 300/.test(document.querySelector('#experiment-training').textContent), 90_000);
+    await person.ready('More steps', 60_000);
+    await person.canvasWhere('#experiment-training canvas.points', (c) => c.hash !== learnt.hash, 'what becomes of one shape when another is trained');
     await person.press('Show the kernel');
     await person.until(() => document.querySelector('#experiment-kernel mark'), 60_000);
     await page.evaluate(() => globalThis.scrollTo(0, 0));
@@ -333,6 +367,8 @@ await person.until(() => !document.querySelector('#panel-sample .plan'));
     await page.reload({ waitUntil: 'load' });
     await person.tab('sample');
     await person.ready('Save PNG', 90_000);
+    await person.fill('From', 'scenes');
+    await person.until(() => /bundled scenes: |bundled scenes, /.test(document.querySelector('#panel-sample form').innerText), 60_000);
     await page.setOfflineMode(false);
   },
 };

@@ -1,4 +1,5 @@
-// The playground where something is wrong: no WebGPU, models and files that mean harm. Part of tests/browser/playground.mjs.
+// The playground beyond its bundled models on a good day: slow servers and folders of the disk, no WebGPU, models and files that mean harm. Part of
+// tests/browser/playground.mjs.
 import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
@@ -236,6 +237,78 @@ async function harmless(page, trapped) {
 }
 
 export const trust = {
+  async 'sample: a model of the Hub with its progress, kept for the next visit; a folder of the disk'(person) {
+    const asked = [];
+    // Weights lie elsewhere and come slowly, as on the Hub.
+    const hub = createServer((request, response) => {
+      const [, file] = /^\/(?:someone\/digits\/resolve\/v1|cdn)\/(.*)$/.exec(request.url) ?? [];
+      asked.push(`${request.method} ${request.url}`);
+      const always = { 'access-control-allow-origin': '*' };
+      void readFile(join(root, 'models', 'digits', file ?? 'none')).then(
+        async (bytes) => {
+          if (/safetensors$/.test(file) && !request.url.startsWith('/cdn/')) return response.writeHead(302, { ...always, location: `/cdn/${file}` }).end();
+          response.writeHead(200, { ...always, 'content-length': bytes.length });
+          if (request.method === 'HEAD') return response.end();
+          const part = Math.ceil(bytes.length / 5);
+          for (let at = 0; at < bytes.length; at += part) {
+            response.write(bytes.subarray(at, at + part));
+            if (bytes.length > 1e5) await new Promise((resolve) => setTimeout(resolve, 200));
+          }
+          response.end();
+        },
+        () => response.writeHead(404, always).end(),
+      );
+    });
+    const hubUrl = await listening(hub);
+    const server = await changedWorkers({ hub: `{ const own = fetch; globalThis.fetch = (url, init) => own(String(url).replace('https://huggingface.co/', '${hubUrl}/'), init); }` });
+    const { page, broken } = await openPage(person.page.browser(), `${server.url}/hub/`);
+    const visitor = new Person(page, server.url);
+    const look = async () => {
+      await visitor.until(() => document.querySelector('.chips'), 90_000);
+      await visitor.fill('From', 'hub');
+      await visitor.fill('Id on the Hub', 'someone/digits@v1');
+      await visitor.press('Look at it first');
+      await visitor.until(() => document.querySelector('#panel-sample .plan .primary:enabled'));
+      return page.$eval('#panel-sample .plan', (e) => e.innerText);
+    };
+    try {
+      const plan = await look();
+      check(/someone\/digits, DDPMPipeline/.test(plan) && /to download\s+743 KiB/.test(plan) && /weights on the GPU\s+1\.4 MiB/.test(plan) && /one step of 4\s+\d/.test(plan), `the plan says "${plan}"`);
+      check(!asked.some((line) => /^GET.*safetensors/.test(line)), 'weights were fetched before they were asked for');
+      await page.evaluate(() => {
+        window.labels = new Set();
+        new globalThis.MutationObserver(() => window.labels.add(document.querySelector('#panel-sample form .progress')?.innerText)).observe(document.querySelector('#panel-sample form'), { subtree: true, childList: true, characterData: true, attributes: true });
+      });
+      await visitor.press('Download and load');
+      await visitor.until(() => !document.querySelector('#panel-sample .plan'), 30_000);
+      await visitor.ready('Save PNG', 90_000);
+      const labels = await page.evaluate(() => [...window.labels].filter((text) => /^unet\/diffusion_pytorch_model\.safetensors: \d+ KiB of 743 KiB$/.test(text)));
+      check(labels.length >= 3, `the progress was "${labels}"`);
+      const { text } = decode(await visitor.download('Save PNG'));
+      check(JSON.parse(text.parameters).model === 'someone/digits', `parameters ${text.parameters}`);
+      // Another visit: all is here.
+      await page.reload({ waitUntil: 'load' });
+      check(/to download\s+nothing/.test(await look()), 'the model is not kept');
+      await visitor.press('Load');
+      await visitor.until(() => !document.querySelector('#panel-sample .plan') && /someone\/digits: /.test(document.querySelector('#panel-sample form').innerText), 30_000);
+      check(asked.filter((line) => /^GET \/cdn/.test(line)).length === 1, `asked for ${asked}`);
+
+      await visitor.fill('From', 'files');
+      await (await page.$('#panel-sample input[type=file]')).uploadFile(join(root, 'models', 'digits'));
+      await visitor.until(() => document.querySelector('#panel-sample .plan .primary:enabled'));
+      await visitor.press('Load');
+      await visitor.until(() => !document.querySelector('#panel-sample .plan') && /^digits: 371,129 weights/m.test(document.querySelector('#panel-sample form').innerText), 30_000);
+      await visitor.ready('Save PNG', 90_000);
+      const wrong = await broken();
+      check(wrong.length === 0, wrong.join('\n'));
+    } finally {
+      await page.close();
+      await server.close();
+      await new Promise((resolve) => hub.close(resolve));
+    }
+    await person.page.bringToFront();
+  },
+
   async 'without WebGPU: no secure context, no adapter'() {
     const browser = await launchChrome({ adapter: 'none', hosts: ['elsewhere.test'] });
     const server = await serveWeb({ prefix: '/play/' });
