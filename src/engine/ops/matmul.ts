@@ -141,7 +141,7 @@ const kernels: Readonly<Record<KernelName, Kernel>> = {
   },
   subgroup: {
     shader: { file: 'matmul_subgroup.wgsl', text: matmulSubgroupShader },
-    tiles: [{ rows: 8, columns: 32 }],
+    tiles: [{ rows: 16, columns: 32 }, { rows: 8, columns: 32 }],
     step: () => 8,
     wanted: 16,
     tilesPerWorkgroup: 1,
@@ -200,6 +200,7 @@ function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
       A_WIDE: aWide,
       K_EDGE: k % step !== 0,
       TRANSPOSE_A: transposeA,
+      ...(name === 'subgroup' && { ROWS: `${tile.rows}u` }),
       ...(name === 'tiled' && { STAGE_K: `${step}u`, TRANSPOSE_B: transposed }),
       ...operand.prologue,
     },
