@@ -90,6 +90,7 @@ export function specialise(source: ShaderSource, variant: ShaderVariant = {}): s
   const code = text.replace(/\/\/.*$/gm, '');
   if (/\bsubgroup[A-Z]/.test(code)) text = `enable subgroups;\n${text}`;
   if (/\bf16\b/.test(code)) text = `enable f16;\n${text}`;
+  if (/\bsubgroupMatrix/.test(code)) text = `enable chromium_experimental_subgroup_matrix;\n${text}`;
   expanded.set(key, text);
   return text;
 }
@@ -148,11 +149,14 @@ export function reflect(file: string, text: string, entry: string): EntryInfo {
   return info;
 }
 
+/** What wgsl_reflect can parse: it does not know template arguments of subgroup matrices, which say nothing about bindings. */
+export const reflectable = (text: string): string => text.replace(/\b(subgroup_?[mM]atrix\w*)<[^>]*>/g, '$1');
+
 function reflectEntry(file: string, text: string, entry: string): EntryInfo {
   const entries = new Map<string, EntryInfo>();
   let r: WgslReflect;
   try {
-    r = new WgslReflect(text);
+    r = new WgslReflect(reflectable(text));
   } catch (e) {
     throw new BruitError('shader', `shaders/${file}: cannot be parsed: ${(e as Error).message}`, { cause: e });
   }
