@@ -90,9 +90,13 @@ export function specialise(source: ShaderSource, variant: ShaderVariant = {}): s
   const code = text.replace(/\/\/.*$/gm, '');
   if (/\bsubgroup[A-Z]/.test(code)) text = `enable subgroups;\n${text}`;
   if (/\bf16\b/.test(code)) text = `enable f16;\n${text}`;
-  if (/\bsubgroupMatrix/.test(code)) text = `enable chromium_experimental_subgroup_matrix;\n${text}`;
+  text = enableMatrices(text, code);
   expanded.set(key, text);
   return text;
+}
+
+function enableMatrices(text: string, code: string): string {
+  return /\bsubgroupMatrix/.test(code) ? `enable chromium_experimental_subgroup_matrix;\n${text}` : text;
 }
 
 /** The highest binding number in a text: what is bound besides comes after it. */
@@ -150,7 +154,9 @@ export function reflect(file: string, text: string, entry: string): EntryInfo {
 }
 
 /** What wgsl_reflect can parse: it does not know template arguments of subgroup matrices, which say nothing about bindings. */
-export const reflectable = (text: string): string => text.replace(/\b(subgroup_?[mM]atrix\w*)<[^>]*>/g, '$1');
+export function reflectable(text: string): string {
+  return text.replace(/\b(subgroup_?[mM]atrix\w*)<[^>]*>/g, '$1');
+}
 
 function reflectEntry(file: string, text: string, entry: string): EntryInfo {
   const entries = new Map<string, EntryInfo>();
