@@ -114,6 +114,21 @@ describe('numbers that the graph has in f32 are not rounded', () => {
   test('nothing without the feature', () => {
     expect(matrixTiles(defaultProfile, 'subgroup_matrix', { ...halves, ...sizes })).toBeUndefined();
   });
+  test('nor where the compiler does not know them', async () => {
+    const plain = await testDevice({ limits: 'default' });
+    const configs = [{ componentType: 'f16', resultComponentType: 'f32', M: 8, N: 8, K: 8 }];
+    const device = new Proxy(plain, {
+      get(target, name) {
+        if (name === 'features') return new Set(['shader-f16', 'subgroups', 'chromium-experimental-subgroup-matrix']);
+        if (name === 'adapterInfo') return { subgroupMinSize: 8, subgroupMaxSize: 8, subgroupMatrixConfigs: configs };
+        const value: unknown = Reflect.get(target, name, target);
+        return typeof value === 'function' ? (value as () => unknown).bind(target) : value;
+      },
+    });
+    const { profile } = await Engine.create({ device });
+    expect(profile.f16).toBe(true);
+    expect(profile.subgroupMatrix).toBeUndefined();
+  });
 });
 
 let engine: Engine;
