@@ -1,6 +1,7 @@
 import conv2dShader from '../../../shaders/conv2d.wgsl';
 import broadcastShader from '../../../shaders/conv2d_broadcast.wgsl';
 import subgroupShader from '../../../shaders/conv2d_subgroup.wgsl';
+import subgroupMatrixShader from '../../../shaders/conv2d_subgroup_matrix.wgsl';
 import tiledShader from '../../../shaders/conv2d_tiled.wgsl';
 import gradWeightShader from '../../../shaders/conv2d_grad_weight.wgsl';
 import gradWeightBroadcastShader from '../../../shaders/conv2d_grad_weight_broadcast.wgsl';
@@ -18,6 +19,7 @@ import { emitMatmul, plainProduct } from './matmul';
 import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
+import { matrixTiles, type MatrixTile } from './subgroup_matrix';
 import { emitWinograd, winogradFits, winogradPays, type WinogradShape } from './winograd';
 import { sum } from './sum';
 import { weightOperand } from './weight_operand';
@@ -71,7 +73,7 @@ function dimensions(x: readonly number[], filter: readonly number[], attrs: Conv
 const roundUp = (x: number, step: number): number => Math.ceil(x / step) * step;
 
 /** What one workgroup (tiled, subgroup) or invocation (direct) computes of the product. */
-interface Tile {
+interface Tile extends Partial<Pick<MatrixTile, 'stageK' | 'prologue'>> {
   readonly rows: number;
   readonly columns: number;
   /** Register tile that the shader includes. */
@@ -99,13 +101,20 @@ const direct = { tiles: [{ rows: 16, columns: 8, leastTerms: 16 }, { rows: 8, co
 const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 8, tilesPerWorkgroup: 1, step: 4 } as const;
 const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
-const productKernels: Readonly<Record<KernelName, Kernel>> = {
+const productKernels: Readonly<Record<KernelName | 'subgroup_matrix', Kernel>> = {
   direct: { shader: { file: 'conv2d.wgsl', text: conv2dShader }, ...direct },
   broadcast: { shader: { file: 'conv2d_broadcast.wgsl', text: broadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_subgroup.wgsl', text: subgroupShader }, ...subgroup },
   tiled: {
     shader: { file: 'conv2d_tiled.wgsl', text: tiledShader },
     tiles: [{ rows: 64, columns: 64, include: tile8x8 }, { rows: 32, columns: 32, include: tile4x4 }],
+    wanted: 96,
+    tilesPerWorkgroup: 1,
+    step: 4,
+  },
+  subgroup_matrix: {
+    shader: { file: 'conv2d_subgroup_matrix.wgsl', text: subgroupMatrixShader },
+    tiles: [], // as the adapter's matrices are: matrixTiles
     wanted: 96,
     tilesPerWorkgroup: 1,
     step: 4,
@@ -167,16 +176,18 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const columns = Math.ceil(yWidth / phaseEdge);
   const phaseM = d.n * rows * columns;
   const taps = d.r * d.s;
-  const name = kernelFor(profile, variant === 'winograd' ? undefined : variant, n, 9);
-  const kernel = productKernels[name];
+  const forced = variant === 'winograd' ? undefined : variant;
+  const matrices = matrixTiles(profile, forced, { left: source.dtype, right: filter.dtype, packed: packed(filter), m: phaseM, n, k: taps * channels });
+  const name = matrices ? 'subgroup_matrix' : kernelFor(profile, forced, n, 9);
+  const kernel: Kernel = matrices ? { ...productKernels[name], tiles: matrices } : productKernels[name];
   const tapK = roundUp(channels, kernel.step);
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * phases;
   const tile = variant === 'tiled_small' ? kernel.tiles[kernel.tiles.length - 1]! : chooseTile(kernel, count, phaseM, n, taps * channels);
   // 64 invocations stage a block of 4x4 each.
-  const stageK = 1024 / tile.rows;
-  const unit = name === 'tiled' ? stageK : tapK;
+  const stageK = tile.stageK ?? 1024 / tile.rows;
+  const unit = name === 'tiled' || name === 'subgroup_matrix' ? stageK : tapK;
   // Phases have different numbers of taps, so only the whole filter is split.
   const splits = phases === 1 ? Math.min(Math.ceil((taps * tapK) / unit), Math.ceil(kernel.wanted / count(tile))) : 1;
   const sliceK = Math.ceil((taps * tapK) / unit / splits) * unit;
@@ -206,6 +217,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
       CHANNEL_EDGE: channels % kernel.step !== 0,
       GRADIENT: gradient,
       ...(name === 'tiled' && { STAGE_K: `${stageK}u` }),
+      ...tile.prologue,
       ...operand.prologue,
     },
     includes: { ...operand.includes, ...(!byScalars && { 'lib/store_row_4.wgsl': `lib/store_row_${store}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },

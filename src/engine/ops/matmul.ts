@@ -1,6 +1,7 @@
 import matmulShader from '../../../shaders/matmul.wgsl';
 import matmulBroadcastShader from '../../../shaders/matmul_broadcast.wgsl';
 import matmulSubgroupShader from '../../../shaders/matmul_subgroup.wgsl';
+import matmulSubgroupMatrixShader from '../../../shaders/matmul_subgroup_matrix.wgsl';
 import matmulTiledShader from '../../../shaders/matmul_tiled.wgsl';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
@@ -12,6 +13,7 @@ import { concat, emitCopy } from './copy';
 import { kernelFor, productVariants, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
+import { matrixTiles, type MatrixTile } from './subgroup_matrix';
 import { weightOperand } from './weight_operand';
 
 export interface MatmulOptions {
@@ -103,7 +105,7 @@ function gradB(a: Tensor, b: Tensor, dy: Tensor, { transposeA, transposeB }: Mat
 const longestSum = 8192;
 
 /** What one workgroup (tiled, subgroup) or invocation (direct) computes. */
-interface Tile {
+interface Tile extends Partial<Pick<MatrixTile, 'stageK' | 'prologue'>> {
   readonly rows: number;
   readonly columns: number;
   /** Register tile that the shader includes. */
@@ -125,7 +127,7 @@ interface Kernel {
 
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
-const kernels: Readonly<Record<KernelName, Kernel>> = {
+const kernels: Readonly<Record<KernelName | 'subgroup_matrix', Kernel>> = {
   direct: {
     shader: { file: 'matmul.wgsl', text: matmulShader },
     tiles: [{ rows: 16, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }],
@@ -142,7 +144,7 @@ const kernels: Readonly<Record<KernelName, Kernel>> = {
   },
   subgroup: {
     shader: { file: 'matmul_subgroup.wgsl', text: matmulSubgroupShader },
-    tiles: [{ rows: 16, columns: 32 }, { rows: 8, columns: 32 }],
+    tiles: [{ rows: 16, columns: 32, prologue: { ROWS: '16u' } }, { rows: 8, columns: 32, prologue: { ROWS: '8u' } }],
     step: () => 8,
     wanted: 16,
     tilesPerWorkgroup: 1,
@@ -152,6 +154,13 @@ const kernels: Readonly<Record<KernelName, Kernel>> = {
     tiles: [{ rows: 64, columns: 64, include: tile8x8 }, { rows: 32, columns: 32, include: tile4x4 }],
     // 64 invocations stage a block of 4x4 each.
     step: ({ rows }) => 1024 / rows,
+    wanted: 96,
+    tilesPerWorkgroup: 1,
+  },
+  subgroup_matrix: {
+    shader: { file: 'matmul_subgroup_matrix.wgsl', text: matmulSubgroupMatrixShader },
+    tiles: [], // as the adapter's matrices are: matrixTiles
+    step: ({ stageK }) => stageK!,
     wanted: 96,
     tilesPerWorkgroup: 1,
   },
@@ -174,8 +183,10 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
 
   // Of short sums, storing is a good part, and the broadcast kernel stores by elements: 16% more time at 27 terms, 8% at 64.
   const short = profile.kind === 'software' && profile.subgroupSize === 4 && k <= 72 && n % 4 === 0 && m >= 16;
-  const name = kernelFor(profile, variant ?? (short ? 'direct' : undefined), n, 8);
-  const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup } = kernels[name];
+  const packedB = 'temp' in b ? undefined : packed(b);
+  const matrices = matrixTiles(profile, variant, { left: a.dtype, right: b.dtype, packed: packedB, m, n, k });
+  const name = matrices ? 'subgroup_matrix' : kernelFor(profile, variant ?? (short ? 'direct' : undefined), n, 8);
+  const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup }: Kernel = matrices ? { ...kernels[name], tiles: matrices } : kernels[name];
   const tilesM = (t: Tile) => Math.ceil(m / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * batch;
@@ -196,7 +207,8 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
     emitCopy({ dispatch, profile, variant: undefined }, { from: b, to: readB, dims: [numel(b.shape) / (k * n), k, n], fromStrides: [k * n, 1, k], toStrides: [k * n, n, 1] });
   }
   const transposed = transposeB && !byScalars;
-  const operand = weightOperand({ dtype: b.dtype, packed: 'temp' in b ? undefined : packed(b), even: (transposed ? k : n) % 4 === 0, wide: !byScalars, transposed });
+  const stores = name === 'direct' || name === 'subgroup_matrix' ? 'row' : 'block';
+  const operand = weightOperand({ dtype: b.dtype, packed: packedB, even: (transposed ? k : n) % 4 === 0, wide: !byScalars, transposed });
   dispatch({
     shader,
     entry: tile.entry ?? 'forward',
@@ -208,11 +220,12 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
       A_WIDE: aWide,
       K_EDGE: k % step !== 0,
       TRANSPOSE_A: transposeA,
-      ...(name === 'subgroup' && { ROWS: `${tile.rows}u` }),
-      ...(name === 'tiled' && { STAGE_K: `${step}u`, TRANSPOSE_B: transposed }),
+      ...(name === 'tiled' && { STAGE_K: `${step}u` }),
+      ...((name === 'tiled' || name === 'subgroup_matrix') && { TRANSPOSE_B: transposed }),
+      ...tile.prologue,
       ...operand.prologue,
     },
-    includes: { ...operand.includes, ...(!byScalars && { [name === 'direct' ? 'lib/store_row_4.wgsl' : 'lib/store_block_4.wgsl']: name === 'direct' ? `lib/store_row_${width}.wgsl` : `lib/store_block_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
+    includes: { ...operand.includes, ...(!byScalars && { [`lib/store_${stores}_4.wgsl`]: `lib/store_${stores}_${width}.wgsl` }), ...(tile.include && { [tile8x8]: tile.include }) },
     bindings: { a, w: readB, y: target },
     params: { m, n, k, tiles_m: tilesM(tile), tiles_n: tilesN(tile), batch, slices, slice_k: sliceK, a_stride: aStride, b_rows: bShared ? 0 : transposed ? n : k },
     workgroups: Math.ceil((tilesM(tile) * tilesN(tile) * slices) / tilesPerWorkgroup),
