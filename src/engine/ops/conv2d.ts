@@ -165,7 +165,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
     const product = { ...ctx, variant: variant === 'winograd' ? undefined : variant };
     return emitMatmul(product, { batch: 1, m: d.n * d.p * d.q, n: d.k, k: d.c, aStride: 0, bShared: true }, plainProduct, [source, filter], y!);
   }
-  if (!gradient && unfolds(d, profile)) return lowerUnfolded(ctx, d, source as Tensor);
+  if (unfolds(d, profile) && !gradient) return lowerUnfolded(ctx, d, source as Tensor);
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
   const phaseEdge = gradient ? d.stride : 1;
