@@ -102,6 +102,7 @@ export async function setup({ requestDevice, opts = {} }) {
     read,
     destroy,
     dispatches: program.steps.length,
+    flops: program.steps.reduce((sum, { cost }) => sum + cost.flops, 0),
     /** Bytes of activations and scratch memory: what the plan says, and what no plan can beat; `all` of the program, with its inputs and weights. */
     plan: { planned: program.plan.plannedBytes, least: program.plan.peakLiveBytes, naive: program.plan.naiveBytes, all: stores.reduce((n, s) => n + s.bytes, program.bytes) },
   });

@@ -2,7 +2,7 @@
  * The race against other engines, in one headless Chrome: npm run bench:peers -- [OPTIONS]
  *   --peers NAME,NAME  some of onnxruntime-web, tfjs, jax-js, webgpu-torch
  *   --fresh            run rows again that bench/results/ has
- * and those of race.mjs. Installs the peers into bench/peers/node_modules first. Results go to bench/results/ADAPTER.json after each row, so a race
+ * and those of race.mjs. Installs the peers into bench/peers/node_modules first. Results go to bench/results/ADAPTER.json (of --other and --features none beside it, by those names) after each row, so a race
  * that was cut short goes on where it stopped; then as .md and .svg beside it.
  */
 import { execFileSync } from 'node:child_process';
@@ -57,11 +57,12 @@ for (const peer of peers) if (wanted.length === 0 || wanted.includes(peer.name))
 let file;
 let record;
 const { version } = JSON.parse(await readFile(join(root, 'package.json'), 'utf8'));
-await race(parseRaceOptions(values), engines, {
+const options = parseRaceOptions(values);
+await race(options, engines, {
   async onAdapter(adapter, measurePeak) {
-    file = values.json ?? join(root, 'bench', 'results', `${adapterName(adapter)}.json`);
+    file = values.json ?? join(root, 'bench', 'results', `${[adapterName(adapter), ...options.title.split(/[ ,]+/).filter(Boolean)].join('-')}.json`);
     const before = existsSync(file) ? JSON.parse(await readFile(file, 'utf8')) : undefined;
-    record = { adapter, bruit: version, peak: await measurePeak(), results: before?.results ?? {} };
+    record = { adapter, ...(options.title && { title: options.title }), bruit: version, peak: await measurePeak(), results: before?.results ?? {} };
     return values.fresh ? {} : record.results;
   },
   async onRow(results) {

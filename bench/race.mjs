@@ -1,6 +1,7 @@
 /**
  * Times rows of the race in headless Chrome: node bench/race.mjs [OPTIONS]
  *   --only TEXT,TEXT   rows whose id or name contains one of these       --rounds N    samples of each engine (5)
+ *   --other            rows of other sizes than the race's: what no kernel was tuned at
  *   --features WHICH   of a device: asked (for by the engine), all, none   --quick       3 short rounds
  *   --variant OP=NAME  force a kernel variant of ours                    --budget S    seconds that a row's rounds may take (120)
  *   --json FILE        write the results                                 --list        the rows
@@ -16,7 +17,7 @@ import { parseArgs } from 'node:util';
 import { bundle, root } from '../scripts/build.mjs';
 import { launchChrome, serve } from '../scripts/chrome.mjs';
 import { expected } from './reference.mjs';
-import { unetWeightValues, workloads } from './workloads.mjs';
+import { otherWorkloads, unetWeightValues, workloads } from './workloads.mjs';
 
 const cache = join(root, 'node_modules', '.cache', 'bruit', 'bench');
 const dist = join(root, 'bench', 'dist');
@@ -125,13 +126,16 @@ async function raceRow(browser, url, w, engines, { rounds, budget, sampleMs, pag
 
 export const number = (x, digits = 3) => (x === undefined ? '' : x >= 1000 ? x.toFixed(0) : x.toPrecision(digits));
 
+const rowsOf = ({ other }) => (other ? otherWorkloads : workloads);
+
 /**
  * Runs the chosen rows. `onAdapter` is told the adapter first, with a function that measures its peak, and gives the results so far, by row; rows
  * that it holds for all engines are not run again. `onRow` gets everything after each row.
  */
 export async function race(options, engines, { onAdapter = async () => ({}), onRow = async () => {}, log = console.log } = {}) {
-  const chosen = workloads.filter(({ id, name }) => options.only.length === 0 || options.only.some((text) => id.includes(text) || name.includes(text)));
-  if (chosen.length === 0) throw new Error(`no row matches ${options.only.join(', ')}; rows: ${workloads.map(({ id }) => id).join(', ')}`);
+  const rows = rowsOf(options);
+  const chosen = rows.filter(({ id, name }) => options.only.length === 0 || options.only.some((text) => id.includes(text) || name.includes(text)));
+  if (chosen.length === 0) throw new Error(`no row matches ${options.only.join(', ')}; rows: ${rows.map(({ id }) => id).join(', ')}`);
   await bundle('bench/ours.mjs', join(dist, 'ours.js'), 'browser', { sourcemap: false });
   await mkdir(cache, { recursive: true });
   await copyFile(join(root, 'bench', 'page.mjs'), join(cache, 'page.js'));
@@ -190,6 +194,7 @@ export const raceOptions = {
   only: { type: 'string', multiple: true, default: [] },
   rounds: { type: 'string' },
   quick: { type: 'boolean', default: false },
+  other: { type: 'boolean', default: false },
   features: { type: 'string', default: 'asked' },
   variant: { type: 'string', multiple: true, default: [] },
   budget: { type: 'string', default: '120' },
@@ -208,13 +213,16 @@ export function parseRaceOptions(values) {
     sampleMs: values.quick ? 60 : 150,
     budget: Number(values.budget),
     adapter: values.adapter,
+    other: values.other,
+    // What sets a race apart from that of the README.
+    title: [...(values.other ? ['other sizes'] : []), ...(values.features === 'asked' ? [] : [values.features === 'none' ? 'no optional features' : 'all features'])].join(', '),
     pageOptions: (name) => ({ features: values.features, ...(name === ours.name && Object.keys(variants).length ? { variants } : {}) }),
   };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
   const { values } = parseArgs({ options: raceOptions });
-  if (values.list) console.log(workloads.map(({ id, name }) => `${id.padEnd(32)} ${name}`).join('\n'));
+  if (values.list) console.log(rowsOf(values).map(({ id, name }) => `${id.padEnd(32)} ${name}`).join('\n'));
   else {
     const options = parseRaceOptions(values);
     const { adapter, results } = await race(options, [ours]);

@@ -82,9 +82,9 @@ function ownTable({ results }) {
   return ['', table([ours, 'peak GPU memory, MiB', 'planned, MiB', 'more than planned', 'of that activations and workspace, MiB', 'dispatches', 'host time to submit a run, ms'], cells)];
 }
 
-const title = ({ adapter }) => {
+const title = ({ adapter, title: more }) => {
   const what = adapter.description || [adapter.vendor, adapter.architecture, adapter.device].filter(Boolean).join(' ');
-  return `${what}, ${/(?:Headless)?(Chrome\/[\d.]+)/.exec(adapter.userAgent)?.[1].replace('/', ' ') ?? adapter.userAgent}`;
+  return [what, /(?:Headless)?(Chrome\/[\d.]+)/.exec(adapter.userAgent)?.[1].replace('/', ' ') ?? adapter.userAgent, ...(more ? [more] : [])].join(', ');
 };
 
 function report(record, svg) {
@@ -161,7 +161,13 @@ async function writeReadme(records) {
   ].join('\n');
   const sections = records.map(({ file, record }) => {
     const { times, memory, large } = markdownTables(record);
-    return [`**${title(record)}** ([all numbers](${relative(root, file).replace(/\.json$/, '.md')}))`, '', times, ...(large ? ['', memory] : [])].join('\n');
+    const link = relative(root, file).replace(/\.json$/, '.md');
+    if (record.title) {
+      const ratios = Object.values(record.results).flatMap(({ name, engines }) => (bestPeer(engines) && usable(engines[ours]) ? [{ name, ratio: bestPeer(engines)[1].median_ms / engines[ours].median_ms }] : []));
+      const [least, ...others] = ratios.sort((a, b) => a.ratio - b.ratio);
+      return `**${title(record)}** ([table](${link})): ${least.ratio.toFixed(2)}x (${least.name}) to ${others.at(-1).ratio.toFixed(2)}x (${others.at(-1).name}) the fastest peer's speed over ${ratios.length} rows, median ${ratios[ratios.length >> 1].ratio.toFixed(2)}x.`;
+    }
+    return [`**${title(record)}** ([all numbers](${link}))`, '', times, ...(large ? ['', memory] : [])].join('\n');
   });
   const section = ['<!-- bench:start -->', intro, ...sections.map((s) => `\n${s}`), '<!-- bench:end -->'].join('\n');
   await writeFile(readme, text.replace(/<!-- bench:start -->[^]*<!-- bench:end -->/, () => section));

@@ -18,4 +18,5 @@ export interface WeightSpec {
   readonly init: { readonly kind: string; readonly value?: number; readonly fanIn?: number };
 }
 export const workloads: readonly Workload[];
+export const otherWorkloads: readonly Workload[];
 export function unetWeightValues(specs: readonly WeightSpec[]): { name: string; shape: readonly number[]; data: Float32Array }[];

@@ -26,7 +26,7 @@ const normal = (seed, shape, std = 1, mean = 0) => ({ shape, data: normals(seed,
 function matmul(name, [batch, m, k, n]) {
   const lead = batch > 1 ? [batch] : [];
   return {
-    id: batch > 1 ? `matmul-${batch}x${m}x${k}x${n}` : `matmul-${m}`,
+    id: `matmul-${batch > 1 ? `${batch}x` : ''}${batch === 1 && m === k && k === n ? m : `${m}x${k}x${n}`}`,
     kind: 'matmul',
     name,
     flops: 2 * batch * m * k * n,
@@ -35,18 +35,32 @@ function matmul(name, [batch, m, k, n]) {
   };
 }
 
-function conv(name, [n, c, k, height, kernel, stride]) {
+function conv(name, [n, c, k, height, kernel, stride, width = height]) {
   const pad = (kernel - 1) / 2;
-  const out = Math.floor((height + 2 * pad - kernel) / stride) + 1;
+  const outOf = (size) => Math.floor((size + 2 * pad - kernel) / stride) + 1;
+  const pixels = outOf(height) * outOf(width);
   return {
-    id: `conv-${kernel}x${kernel}-${stride > 1 ? `stride${stride}-` : ''}${n}x${c}-${k}x${height}`,
+    id: `conv-${kernel}x${kernel}-${stride > 1 ? `stride${stride}-` : ''}${n}x${c}-${k}x${height}${width === height ? '' : `x${width}`}`,
     kind: 'conv2d',
     name,
-    flops: 2 * n * k * c * kernel * kernel * out * out,
-    bytes: 4 * (n * c * height * height + k * c * kernel * kernel + n * k * out * out),
+    flops: 2 * n * k * c * kernel * kernel * pixels,
+    bytes: 4 * (n * c * height * width + k * c * kernel * kernel + n * k * pixels),
     stride,
     pad,
-    inputs: () => ({ x: normal(3, [n, c, height, height]), w: normal(4, [k, c, kernel, kernel], 1 / Math.sqrt(c * kernel * kernel)) }),
+    inputs: () => ({ x: normal(3, [n, c, height, width]), w: normal(4, [k, c, kernel, kernel], 1 / Math.sqrt(c * kernel * kernel)) }),
+  };
+}
+
+function groupNormSilu(name, [n, c, height, groups, width = height]) {
+  return {
+    id: `gn-silu-${n}x${c}x${height}${width === height ? '' : `x${width}`}`,
+    kind: 'gn_silu',
+    name,
+    flops: 12 * n * c * height * width,
+    bytes: 4 * 2 * n * c * height * width,
+    groups,
+    eps: 1e-5,
+    inputs: () => ({ x: normal(5, [n, c, height, width], 2, 0.5), gamma: normal(6, [c], 0.3, 1), beta: normal(7, [c], 0.3) }),
   };
 }
 
@@ -104,21 +118,34 @@ export const workloads = [
   conv('conv 3×3, 1×256→256×16×16', [1, 256, 256, 16, 3, 1]),
   conv('conv 1×1, 1×256→256×32×32', [1, 256, 256, 32, 1, 1]),
   conv('conv 3×3 stride 2, 1×128→128×32×32', [1, 128, 128, 32, 3, 2]),
-  {
-    id: 'gn-silu-4x128x32',
-    kind: 'gn_silu',
-    name: 'group norm + SiLU, 4×128×32×32',
-    flops: 12 * 4 * 128 * 32 * 32,
-    bytes: 4 * 2 * 4 * 128 * 32 * 32,
-    groups: 32,
-    eps: 1e-5,
-    inputs: () => ({ x: normal(5, [4, 128, 32, 32], 2, 0.5), gamma: normal(6, [128], 0.3, 1), beta: normal(7, [128], 0.3) }),
-  },
+  groupNormSilu('group norm + SiLU, 4×128×32×32', [4, 128, 32, 32]),
   attention('attention, 8 heads × 256 × 64', [8, 256, 64]),
   attention('attention, 8 heads × 1024 × 64', [8, 1024, 64]),
   unet(1),
   unet(4),
   train(4),
+];
+
+/** Sizes that no kernel was tuned at: odd, prime, oblong, of other models. */
+export const otherWorkloads = [
+  matmul('matmul 333×777×129', [1, 333, 777, 129]),
+  matmul('matmul 640×320×640', [1, 640, 320, 640]),
+  matmul('matmul 77×768×320', [1, 77, 768, 320]),
+  matmul('matmul 4×1280×320', [1, 4, 1280, 320]),
+  matmul('batched matmul 5×(100×48×170)', [5, 100, 48, 170]),
+  conv('conv 3×3, 2×96→160×24×40', [2, 96, 160, 24, 3, 1, 40]),
+  conv('conv 3×3, 1×33→65×41×29', [1, 33, 65, 41, 3, 1, 29]),
+  conv('conv 3×3, 3×320→320×8×8', [3, 320, 320, 8, 3, 1]),
+  conv('conv 3×3, 1×3→64×64×64', [1, 3, 64, 64, 3, 1]),
+  conv('conv 3×3, 1×64→3×64×64', [1, 64, 3, 64, 3, 1]),
+  conv('conv 5×5, 1×48→48×30×30', [1, 48, 48, 30, 5, 1]),
+  conv('conv 1×1, 3×72→200×20×20', [3, 72, 200, 20, 1, 1]),
+  conv('conv 3×3 stride 2, 2×80→112×50×50', [2, 80, 112, 50, 3, 2]),
+  groupNormSilu('group norm + SiLU, 2×96×40×24, 8 groups', [2, 96, 40, 8, 24]),
+  groupNormSilu('group norm + SiLU, 1×320×64×64', [1, 320, 64, 32]),
+  attention('attention, 5 heads × 400 × 40', [5, 400, 40]),
+  attention('attention, 1 head × 961 × 128', [1, 961, 128]),
+  attention('attention, 12 heads × 77 × 64', [12, 77, 64]),
 ];
 
 /** Values for the weights that `unetWeights` lists: PyTorch's default initialisation, but norms that do something. */

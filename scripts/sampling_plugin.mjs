@@ -15,8 +15,8 @@ const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepSch
 /** What only tests and the search for NaNs ask of `compile`. */
 const debugging = new Set(['probe', 'poison']);
 
-/** Kernels for software adapters whose subgroups have 4 or 8 lanes, `direct` ones serve there too; and what only the tuner chooses. */
-const otherKernels = new Set(['broadcast', 'subgroup', 'winograd']);
+/** Kernels for software adapters whose subgroups have 4 or 8 lanes, `direct` ones serve there too; what only the tuner chooses; and what only f16 takes. */
+const otherKernels = new Set(['broadcast', 'subgroup', 'winograd', 'subgroup_matrix']);
 
 /** What stands for modules that only packed weights need, or weights longer than a binding; and for a pass whose few dispatches less are not worth a kilobyte. */
 const substitutes = {
@@ -40,13 +40,18 @@ const substitutes = {
 const publicFiles = ['engine/device', 'engine/errors', 'io/folder', 'io/source', 'pipelines/ddpm', 'pipelines/stage', 'sampler/program', 'sampler/sample', 'sampler/scheduler_config'].map((file) => fileURLToPath(new URL(`../src/${file}.ts`, import.meta.url)));
 publicFiles.push(createRequire(import.meta.url).resolve('@webgpu/types/dist/index.d.ts'));
 
-/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
+/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that look for subgroup matrices, which f32 has none of, or for few channels, which are worth a kernel to software adapters alone, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
 const bodies = {
   hintFor: "return ''",
   otherFormat: "return ''",
   withSuggestion: 'return name',
   sameButForOnes: "return ''",
   tunedVariant: 'return undefined',
+  subgroupMatrixOf: 'return undefined',
+  matrixTiles: 'return undefined',
+  unfolds: 'return undefined',
+  enableMatrices: 'return text',
+  reflectable: 'return text',
   rescale: 'return guided',
   openSharded: 'return fail(`${index.name}: sharded weights take the whole of bruit`)',
 };
@@ -160,6 +165,8 @@ function strip(ts, path, source) {
       }
       return;
     }
+    // A compiler cannot know that arguments of a call that gives nothing have no effects.
+    if (ts.isCallExpression(node) && bodies[node.expression.getText()] === 'return undefined') return void cuts.push([node.getStart(), node.end, 'undefined']);
     // Advice that speaks of training and decoding.
     if (ts.isCallExpression(node) && node.expression.getText() === 'adviceFor') return void cuts.push([node.getStart(), node.end, "''"]);
     if (ts.isObjectBindingPattern(node)) for (const element of node.elements) if (named(element, debugging)) cutFromList(element, node.elements);

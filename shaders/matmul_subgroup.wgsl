@@ -1,6 +1,6 @@
 // C = A·B for software adapters with subgroups of 8 lanes (llvmpipe). A load there is one gather for each component, dear as 25
-// multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes 8x32 of C, four columns a lane,
-// and each lane loads one column of A's 8x8 block, which the others get by shuffles.
+// multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes 16x32 of C (8x32 where rows are few), four
+// columns a lane, and each lane loads one column of A's 16x8 block, which the others get by shuffles: 48 gathers for 512 multiply-adds.
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;
@@ -10,24 +10,27 @@ alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
 const K_EDGE = false; // k is not divisible by the step of the loop over it
 const TRANSPOSE_A = false; // a is stored [K,M]
+const ROWS = 16u; // of a tile: 8 or 16
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/matmul_operands.wgsl
 // include lib/weights.wgsl
 // include lib/store_block_4.wgsl
 
-// A[m..m+4][k].
+// A[m..m+4][k], zeros beyond the end of the sums.
 fn read_column_a(m: u32, k: u32) -> vec4<f32> {
+  let inside = !K_EDGE || k < params.k;
   if (TRANSPOSE_A) {
-    return read_a(a_base + k * params.m + m);
+    return select(vec4<f32>(), read_a(a_base + k * params.m + m), inside);
   }
   let i = a_base + m * params.k + k;
-  return vec4<f32>(
+  let column = vec4<f32>(
     vec4<f32>(A4(a[i])).x,
     vec4<f32>(A4(a[i + params.k])).x,
     vec4<f32>(A4(a[i + 2u * params.k])).x,
     vec4<f32>(A4(a[i + 3u * params.k])).x,
   );
+  return select(vec4<f32>(), column, inside);
 }
 
 // Of the columns of A that lanes hold, those of lanes 0 to 3 or 4 to 7 as rows: column j is A[m + j][k..k+4].
@@ -51,24 +54,43 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   a_base = batch * params.a_stride;
   b_first = batch * params.b_rows;
   y_base = slice * params.m * params.n;
-  let m = i % tiles / params.tiles_n * 8u;
+  let m = i % tiles / params.tiles_n * ROWS;
   let n = (i % params.tiles_n * 8u + lane) * 4u;
   // A multiple of 8.
   let k_begin = slice / params.batch * params.slice_k;
   let k_end = min(k_begin + params.slice_k, params.k);
   var c0 = mat4x4<f32>();
   var c1 = mat4x4<f32>();
+  var c2 = mat4x4<f32>();
+  var c3 = mat4x4<f32>();
   for (var k = k_begin; k < k_end; k += 8u) {
-    let inside = !K_EDGE || k + lane < params.k;
-    let a0 = select(vec4<f32>(), read_column_a(m, k + lane), inside);
-    let a1 = select(vec4<f32>(), read_column_a(m + 4u, k + lane), inside);
+    let a0 = read_column_a(m, k + lane);
+    let a1 = read_column_a(m + 4u, k + lane);
+    var a2: vec4<f32>;
+    var a3: vec4<f32>;
+    if (ROWS == 16u) {
+      a2 = read_column_a(m + 8u, k + lane);
+      a3 = read_column_a(m + 12u, k + lane);
+    }
     let b0 = read_block_b(k, n);
     c0 += b0 * first_lanes(a0);
     c1 += b0 * first_lanes(a1);
+    if (ROWS == 16u) {
+      c2 += b0 * first_lanes(a2);
+      c3 += b0 * first_lanes(a3);
+    }
     let b1 = read_block_b(k + 4u, n);
     c0 += b1 * last_lanes(a0);
     c1 += b1 * last_lanes(a1);
+    if (ROWS == 16u) {
+      c2 += b1 * last_lanes(a2);
+      c3 += b1 * last_lanes(a3);
+    }
   }
   store_block(m, n, c0);
   store_block(m + 4u, n, c1);
+  if (ROWS == 16u) {
+    store_block(m + 8u, n, c2);
+    store_block(m + 12u, n, c3);
+  }
 }

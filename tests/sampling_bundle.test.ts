@@ -7,7 +7,7 @@ import { WgslReflect } from 'wgsl_reflect/wgsl_reflect.module.js';
 import { build, gzippedSize, root, samplingLimit } from '../scripts/build.mjs';
 import { Engine } from '../src/engine/device';
 import { Graph } from '../src/engine/graph';
-import { specialise } from '../src/engine/shader';
+import { reflectable, specialise } from '../src/engine/shader';
 import { WgslReflect as WgslLayout } from '../src/engine/wgsl_layout';
 import type { ModelFolder } from '../src/io/folder';
 import { writeSafetensors } from '../src/io/safetensors';
@@ -47,7 +47,7 @@ describe('wgsl_layout reads what wgsl_reflect reads', () => {
             })
             .sort((a, b) => a.binding - b.binding),
         }));
-      expect(plain(new WgslLayout(text))).toEqual(plain(new WgslReflect(text)));
+      expect(plain(new WgslLayout(text))).toEqual(plain(new WgslReflect(reflectable(text))));
     });
   }
 });

@@ -13,6 +13,8 @@ export interface AdapterProfile {
   readonly subgroups: boolean;
   /** Lanes of a subgroup where the feature is there and the adapter has one fixed size. */
   readonly subgroupSize: number | undefined;
+  /** Where the device has them and its compiler knows them as the kernels write them. */
+  readonly subgroupMatrix: SubgroupMatrix | undefined;
   readonly timestamps: boolean;
   readonly limits: {
     readonly maxStorageBuffersPerShaderStage: number;
@@ -26,6 +28,21 @@ export interface AdapterProfile {
   };
 }
 
+/** The products that the hardware computes with the lanes of a subgroup together (`chromium-experimental-subgroup-matrix`). */
+export interface SubgroupMatrix {
+  /** Most lanes that a subgroup has. */
+  readonly lanes: number;
+  /** Products of M×K by K×N numbers of type `component` with sums in f32, in the adapter's order of preference. */
+  readonly shapes: readonly MatrixShape[];
+}
+
+export interface MatrixShape {
+  readonly component: 'f16' | 'f32';
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+}
+
 const profileLimits = [
   'maxStorageBuffersPerShaderStage',
   'maxStorageBufferBindingSize',
@@ -37,10 +54,47 @@ const profileLimits = [
   'minUniformBufferOffsetAlignment',
 ] as const;
 
-/** Reads a device's profile. Fields of `adapterInfo` may be missing in any browser. */
-export function profileOf(device: GPUDevice): AdapterProfile {
+const matrixFeature = 'chromium-experimental-subgroup-matrix' as GPUFeatureName;
+
+/** Of GPUAdapterInfo, with the feature. */
+interface MatrixInfo {
+  readonly subgroupMaxSize?: number;
+  readonly subgroupMatrixConfigs?: readonly { readonly componentType: string; readonly resultComponentType: string; readonly M: number; readonly N: number; readonly K: number }[];
+}
+
+/** What the device offers of subgroup matrices that kernels can use. The language of the experiment has changed before, so its compiler is asked. */
+async function subgroupMatrixOf(device: GPUDevice, { subgroupMaxSize: lanes, subgroupMatrixConfigs = [] }: MatrixInfo): Promise<SubgroupMatrix | undefined> {
+  if (!device.features.has(matrixFeature) || !device.features.has('shader-f16') || !lanes) return undefined;
+  const shapes = [...subgroupMatrixConfigs].flatMap(({ componentType: component, resultComponentType, M: m, N: n, K: k }) =>
+    resultComponentType === 'f32' && (component === 'f16' || component === 'f32') ? [{ component, m, n, k } as const] : [],
+  );
+  const [first] = shapes;
+  if (!first) return undefined;
+  const { component, m, n, k } = first;
+  device.pushErrorScope('validation');
+  device.createShaderModule({
+    label: 'subgroup matrices',
+    code: `enable chromium_experimental_subgroup_matrix;
+enable subgroups;
+enable f16;
+var<workgroup> x: array<${component}, ${k * Math.max(m, n)}>;
+var<workgroup> y: array<f32, ${m * n}>;
+@compute @workgroup_size(${lanes})
+fn probe(@builtin(subgroup_id) subgroup: u32) {
+  if (subgroup == 0u) {
+    let left = subgroupMatrixLoad<subgroup_matrix_left<${component}, ${k}, ${m}>, row_major>(&x, 0u, ${k}u);
+    let right = subgroupMatrixLoad<subgroup_matrix_right<${component}, ${n}, ${k}>, row_major>(&x, 0u, ${n}u);
+    subgroupMatrixStore<row_major>(&y, 0u, subgroupMatrixMultiplyAccumulate(left, right, subgroup_matrix_result<f32, ${n}, ${m}>()), ${n}u);
+  }
+}`,
+  });
+  return (await device.popErrorScope()) ? undefined : { lanes, shapes };
+}
+
+/** Reads a device's profile. Fields of `adapterInfo` may be missing in any browser; that of a device in Node leaves out the subgroup matrices of its adapter's. */
+async function profileOf(device: GPUDevice, adapterInfo?: GPUAdapterInfo): Promise<AdapterProfile> {
   // Typed as always present, yet absent in older browsers.
-  const info = (device as { adapterInfo?: Partial<GPUAdapterInfo> }).adapterInfo;
+  const info = adapterInfo ?? (device as { adapterInfo?: Partial<GPUAdapterInfo> }).adapterInfo;
   const name = [info?.vendor, info?.architecture, info?.device, info?.description].filter(Boolean).join(' ') || 'unknown adapter';
   const software = info?.isFallbackAdapter === true || /swiftshader|llvmpipe|lavapipe|software|basic render/i.test(name);
   const subgroups = device.features.has('subgroups' as GPUFeatureName);
@@ -50,6 +104,7 @@ export function profileOf(device: GPUDevice): AdapterProfile {
     f16: device.features.has('shader-f16'),
     subgroups,
     subgroupSize: subgroups && info?.subgroupMinSize === info?.subgroupMaxSize ? info?.subgroupMinSize : undefined,
+    subgroupMatrix: await subgroupMatrixOf(device, (info ?? {}) as MatrixInfo),
     timestamps: device.features.has('timestamp-query'),
     limits: Object.fromEntries(profileLimits.map((k) => [k, device.limits[k]])) as unknown as AdapterProfile['limits'],
   };
@@ -65,7 +120,6 @@ export interface EngineOptions {
 
 /** A device with its profile and pipeline cache. Several programs can share one engine. */
 export class Engine {
-  readonly profile: AdapterProfile;
   readonly pipelines: PipelineCache;
   /** How long submissions may take, and how fast the adapter works. */
   readonly pace: Pace;
@@ -76,10 +130,10 @@ export class Engine {
   private constructor(
     readonly device: GPUDevice,
     private readonly ownsDevice: boolean,
+    readonly profile: AdapterProfile,
   ) {
-    this.profile = profileOf(device);
-    this.pipelines = new PipelineCache(device, this.profile);
-    this.pace = new Pace(device.queue, this.profile.kind === 'software');
+    this.pipelines = new PipelineCache(device, profile);
+    this.pace = new Pace(device.queue, profile.kind === 'software');
     void device.lost.then((info) => {
       this.lostReason = `${info.reason || 'unknown reason'}: ${info.message}`;
     });
@@ -87,14 +141,15 @@ export class Engine {
 
   /** Wraps the caller's device, or requests one with the adapter's own limits and the optional features that kernels can use. */
   static async create(options: EngineOptions = {}): Promise<Engine> {
-    if (options.device) return new Engine(options.device, false);
+    if (options.device) return new Engine(options.device, false, await profileOf(options.device));
     const gpu = options.gpu ?? (globalThis.navigator as Navigator | undefined)?.gpu;
     if (!gpu) {
       throw new BruitError('device', 'WebGPU is not available here: in a browser the page must be a secure context (https or http://localhost) of a browser with WebGPU; in Node use bruit/node.');
     }
     const adapter = await gpu.requestAdapter(options.powerPreference ? { powerPreference: options.powerPreference } : {});
     if (!adapter) throw new BruitError('device', 'No WebGPU adapter was found: the graphics driver is missing, blocked or too old.');
-    return new Engine(await requestDevice(adapter), true);
+    const device = await requestDevice(adapter);
+    return new Engine(device, true, await profileOf(device, adapter.info));
   }
 
   private readonly sizes = new Map<GPUBuffer, number>();
@@ -186,7 +241,7 @@ export class Engine {
 
 /** A device with everything the adapter offers that kernels can use. */
 export function requestDevice(adapter: GPUAdapter): Promise<GPUDevice> {
-  const features = (['shader-f16', 'subgroups', 'timestamp-query'] as GPUFeatureName[]).filter((f) => adapter.features.has(f));
+  const features = (['shader-f16', 'subgroups', 'timestamp-query', matrixFeature] as GPUFeatureName[]).filter((f) => adapter.features.has(f));
   const limits = Object.fromEntries(
     (
       [

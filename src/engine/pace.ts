@@ -8,8 +8,11 @@ import type { Cost } from './op';
 export const workOf = ({ flops, bytes }: Cost): number => flops + 4 * bytes;
 
 export class Pace {
-  /** Milliseconds that a submission should take at most, by the rate known so far: a tenth of what the strictest watchdog allows. */
-  bound = 200;
+  /**
+   * Milliseconds that a submission should take at most, by the rate known so far: a tenth of what the strictest watchdog allows a GPU. Software
+   * adapters, where only a browser's watchdog counts, may take a second: a step of theirs takes seconds, and each submission some of the host's time.
+   */
+  bound: number;
   /**
    * Work a millisecond. It begins at what slow adapters do, 0.2 TFLOP/s, or 4 GFLOP/s in software, and follows what is measured, within a factor of 4 at a
    * time: a host that was busy when the GPU was done, or a driver that compiles as it runs, measures too slow.
@@ -27,6 +30,7 @@ export class Pace {
     software: boolean,
   ) {
     this.rate = this.assumed = software ? 4e6 : 2e8;
+    this.bound = software ? 1000 : 200;
   }
 
   /** Whether a dispatch of this work may need to be cut, now or when the adapter turns out to be slower than it seems. */

@@ -38,7 +38,7 @@ const fmaWorkgroups = { gpu: 16384, software: 256 } as const;
 async function fmaRate(engine: Engine, scalar: 'f32' | 'f16'): Promise<number> {
   const groups = fmaWorkgroups[engine.profile.kind];
   const invocations = groups * 64;
-  return rate(engine, 'fma_chains', { S: scalar }, { sourceBytes: 16, resultBytes: invocations * 16 }, groups, (count) => invocations * count * 64);
+  return rate(engine, 'fma_chains', { S: scalar }, { sourceBytes: 16, resultBytes: invocations * 16 }, groups, (count) => invocations * count * 256);
 }
 
 async function copyRate(engine: Engine): Promise<number> {

@@ -90,8 +90,13 @@ export function specialise(source: ShaderSource, variant: ShaderVariant = {}): s
   const code = text.replace(/\/\/.*$/gm, '');
   if (/\bsubgroup[A-Z]/.test(code)) text = `enable subgroups;\n${text}`;
   if (/\bf16\b/.test(code)) text = `enable f16;\n${text}`;
+  text = enableMatrices(text, code);
   expanded.set(key, text);
   return text;
+}
+
+function enableMatrices(text: string, code: string): string {
+  return /\bsubgroupMatrix/.test(code) ? `enable chromium_experimental_subgroup_matrix;\n${text}` : text;
 }
 
 /** The highest binding number in a text: what is bound besides comes after it. */
@@ -148,11 +153,16 @@ export function reflect(file: string, text: string, entry: string): EntryInfo {
   return info;
 }
 
+/** What wgsl_reflect can parse: it does not know template arguments of subgroup matrices, which say nothing about bindings. */
+export function reflectable(text: string): string {
+  return text.replace(/\b(subgroup_?[mM]atrix\w*)<[^>]*>/g, '$1');
+}
+
 function reflectEntry(file: string, text: string, entry: string): EntryInfo {
   const entries = new Map<string, EntryInfo>();
   let r: WgslReflect;
   try {
-    r = new WgslReflect(text);
+    r = new WgslReflect(reflectable(text));
   } catch (e) {
     throw new BruitError('shader', `shaders/${file}: cannot be parsed: ${(e as Error).message}`, { cause: e });
   }

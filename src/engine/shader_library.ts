@@ -36,6 +36,7 @@ import weights from '../../shaders/lib/weights.wgsl';
 import weightsBlocks from '../../shaders/lib/weights_blocks.wgsl';
 import weightsHalf from '../../shaders/lib/weights_half.wgsl';
 import weightsTransposed from '../../shaders/lib/weights_transposed.wgsl';
+import subgroupMatrixTile from '../../shaders/lib/subgroup_matrix_tile.wgsl';
 import tile8x8 from '../../shaders/lib/tile_8x8.wgsl';
 
 export const shaderLibrary: Readonly<Record<string, string>> = {
@@ -63,6 +64,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/broadcast_store.wgsl': broadcastStore,
   'lib/broadcast_tile.wgsl': broadcastTile,
   'lib/subgroup_rows.wgsl': subgroupRows,
+  'lib/subgroup_matrix_tile.wgsl': subgroupMatrixTile,
   'lib/store_row_1.wgsl': storeRow1,
   'lib/store_row_4.wgsl': storeRow4,
   'lib/store_block_1.wgsl': storeBlock1,

@@ -14,10 +14,14 @@ import { BruitError } from '../engine/errors';
 let instance: GPU | undefined;
 let options: readonly string[] = [];
 
+/** Dawn's toggles that a process is started with, separated by commas: `allow_unsafe_apis` offers features that are experiments. */
+export const dawnVariable = 'BRUIT_DAWN_FEATURES';
+
 /**
  * The process's `GPU` (the `navigator.gpu` of Node), with WebGPU's constants (`GPUBufferUsage`, …) put on `globalThis`.
- * `dawnOptions` as in the `webgpu` package, e.g. `['enable-dawn-features=allow_unsafe_apis']`; they count at the first
- * call, and a later call that asks for others is an error.
+ * `dawnOptions` as in the `webgpu` package, e.g. `['disable-dawn-features=timestamp_quantization']`; they count at the
+ * first call, and a later call that asks for others is an error. Toggles of the variable {@link dawnVariable} are
+ * switched on besides.
  */
 export function createNodeGPU(dawnOptions: readonly string[] = []): GPU {
   if (instance) {
@@ -29,7 +33,8 @@ export function createNodeGPU(dawnOptions: readonly string[] = []): GPU {
   Object.assign(globalThis, globals);
   pollGently();
   options = [...dawnOptions];
-  instance = create([...dawnOptions]);
+  const toggles = process.env[dawnVariable];
+  instance = create([...dawnOptions, ...(toggles ? [`enable-dawn-features=${toggles}`] : [])]);
   return instance;
 }
 

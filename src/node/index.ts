@@ -5,7 +5,7 @@ export { openFolder, type DataFolder } from './case_folder';
 export { directory } from './directory';
 export { fileSource, openTensorFile } from './file_source';
 export { appendJsonl, writeFileAtomic } from './files';
-export { createNodeGPU, requestNodeAdapter } from './gpu';
+export { createNodeGPU, dawnVariable, requestNodeAdapter } from './gpu';
 export { loadCaptionFolder } from './caption_folder';
 export { loadImageFolder, type ImageFolderOptions } from './image_folder';
 export { loadIdx, loadIdxFolder, loadMnist, readIdx, type DatasetSplit, type MnistOptions } from './mnist';

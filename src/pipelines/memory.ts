@@ -29,6 +29,7 @@ export const defaultProfile: AdapterProfile = {
   f16: false,
   subgroups: false,
   subgroupSize: undefined,
+  subgroupMatrix: undefined,
   timestamps: false,
   limits: {
     maxStorageBuffersPerShaderStage: 8,

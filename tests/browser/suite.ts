@@ -58,7 +58,7 @@ async function collectTests(host: Host, device: GPUDevice, defaultDevice: GPUDev
   return [
     { name: 'device · doubles an array', run: () => doubles(device) },
     { name: 'device · doubles an array within the default limits', run: () => doubles(defaultDevice) },
-    ...on(engine, allOps.flatMap((suite) => opChecks(suite, { f16: engine.profile.f16, sample: SAMPLE }))),
+    ...on(engine, allOps.flatMap((suite) => opChecks(suite, { ...engine.profile, sample: SAMPLE }).filter(({ skip }) => !skip))),
     ...on(engine, packingChecks()),
     ...on(engine, engine.profile.f16 ? halfPrecisionChecks() : []),
     ...on(engine, hostGoldens(host.golden)),

@@ -18,6 +18,6 @@ export async function describeOps(family: (typeof families)[number] | 'others'):
       expect(suite.op.doc.length).toBeGreaterThan(0);
       expect(suite.cases.length).toBeGreaterThan(0);
     });
-    for (const check of opChecks(suite, engine.profile)) test(check.name, () => check.run(engine));
+    for (const check of opChecks(suite, engine.profile)) test.skipIf(check.skip)(check.skip ? `${check.name} (${check.skip})` : check.name, () => check.run(engine));
   });
 }

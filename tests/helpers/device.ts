@@ -21,7 +21,10 @@ async function requestDevice(options: TestDeviceOptions): Promise<GPUDevice> {
       if (typeof value === 'number') requiredLimits[name] = value;
     }
   }
-  return adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
+  const device = await adapter.requestDevice({ requiredFeatures: features as GPUFeatureName[], requiredLimits });
+  // The device's own leaves out subgroup matrices here.
+  Object.defineProperty(device, 'adapterInfo', { value: adapter.info });
+  return device;
 }
 
 async function requestSharedDevice(options: TestDeviceOptions): Promise<GPUDevice> {

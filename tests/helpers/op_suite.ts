@@ -3,7 +3,7 @@
  * gradients against finite differences of the reference, with poisoned memory and a second replay.
  */
 import type { PackedFormat } from '../../src/engine/buffer_view';
-import type { Engine } from '../../src/engine/device';
+import type { AdapterProfile, Engine } from '../../src/engine/device';
 import { gradients } from '../../src/engine/autodiff';
 import { Graph, type Tensor } from '../../src/engine/graph';
 import type { InputFill, OpCase, OpTests, RefTensor } from '../../src/engine/op';
@@ -113,6 +113,7 @@ export async function checkForward(engine: Engine, suite: OpTests<never>, c: OpC
   const build = () => compile(engine, graph, { outputs, poison: true, ...(variant && { variants: { [op.name]: variant } }) });
   const program = await build();
   try {
+    ranMatrices(program, variant);
     await check(program, 'run 0');
     // A second replay catches kernels that rely on fresh memory.
     await check(program, 'run 1');
@@ -145,6 +146,11 @@ async function withWorkgroupLimit<T>(engine: Engine, limit: number, body: () => 
 
 /** Real layers' shapes, and what is beyond a limit. */
 const isLarge = (c: OpCase<never>): boolean => c.bench === true || c.inputs.reduce((n, { shape }) => n + numel(shape), 0) >= 2 ** 17;
+
+/** Subgroup matrices give way to other kernels for operands that they are not made for, and then this tests one of those. */
+function ranMatrices({ steps }: Program, variant: string | undefined): void {
+  if (variant === 'subgroup_matrix' && !steps.some(({ info }) => info.file.endsWith('_subgroup_matrix.wgsl'))) throw new Error(`${steps[0]!.node.op.name} did not run in subgroup matrices`);
+}
 
 /** Gradients of a random linear function of the outputs, along random directions and single elements. */
 export async function checkGradients(engine: Engine, suite: OpTests<never>, c: OpCase<never>): Promise<void> {
@@ -198,11 +204,11 @@ function packedFormats({ op }: OpTests<never>, c: OpCase<never>): PackedFormat[]
 }
 
 /** Forward values of one case with its weight packed, against the reference on the numbers that the packed words stand for. */
-export async function checkPacked(engine: Engine, suite: OpTests<never>, c: OpCase<never>, format: PackedFormat, variant: string | undefined): Promise<void> {
+export async function checkPacked(engine: Engine, suite: OpTests<never>, c: OpCase<never>, format: PackedFormat, { dtype, variant }: OpCaseOptions): Promise<void> {
   const { op } = suite;
-  const inputs = makeInputs(c, 'f32', `${op.name}/${c.name}`);
+  const inputs = makeInputs(c, dtype, `${op.name}/${c.name}`);
   const graph = new Graph();
-  const leaves = upload(graph, c, 'f32');
+  const leaves = upload(graph, c, dtype);
   const { index, table = false } = op.weightInput!(leaves, c.attrs)!;
   const { shape, data } = inputs[index]!;
   const columns = table ? 1 : shape.at(-1)!;
@@ -219,7 +225,10 @@ export async function checkPacked(engine: Engine, suite: OpTests<never>, c: OpCa
     program.run();
     // Read where they lie, or this tests another kernel.
     if (program.steps.some(({ node }) => node.op.name === 'unpack')) throw new Error(`${op.name} does not read ${format} itself`);
-    assertClose(`${op.name} '${c.name}' ${variant ?? ''} with ${format} weights`, await program.read(output!), suite.reference(inputs, c.attrs)[0]!, c.tolerance ?? 3e-6);
+    ranMatrices(program, variant);
+    const raw = await program.readRaw(output!);
+    const half = output!.dtype === 'f16';
+    assertClose(`${op.name} '${c.name}' ${variant ?? ''} ${dtype} with ${format} weights`, half ? f16ToF32(new Uint16Array(raw)) : new Float32Array(raw), suite.reference(inputs, c.attrs)[0]!, half ? 1e-3 : (c.tolerance ?? 3e-6));
     program.destroy();
   } finally {
     engine.destroyBuffer(buffer);
@@ -270,11 +279,14 @@ async function checkPacking(engine: Engine, format: PackedFormat, shape: readonl
 export interface OpCheck {
   readonly name: string;
   run(engine: Engine): Promise<void>;
+  /** Why it cannot run on this device. */
+  readonly skip?: string;
 }
 
 export interface OpCheckOptions {
   /** The device stores f16. */
   readonly f16: boolean;
+  readonly subgroupMatrix?: AdapterProfile['subgroupMatrix'];
   /** Only so many of an op's small cases, spread over its list; the first `inDepth` of them with gradients and all variants (the further ones in f16 alone, where there is f16). */
   readonly sample?: { readonly cases: number; readonly inDepth: number };
 }
@@ -283,33 +295,39 @@ export interface OpCheckOptions {
  * All checks of an op's cases. Small cases run every variant. Large ones run the variant that the adapter would get: a software adapter takes
  * up to a minute for a kernel made for another kind, whose tile edges the small cases cross already.
  */
-export function opChecks(suite: OpTests<never>, { f16, sample }: OpCheckOptions): OpCheck[] {
+export function opChecks(suite: OpTests<never>, { f16, subgroupMatrix, sample }: OpCheckOptions): OpCheck[] {
   const { op } = suite;
   const small = suite.cases.filter((c) => !isLarge(c));
+  // Storage types of operands that the device has matrices for.
+  const matrixTypes = (['f32', 'f16'] as const).filter((dtype) => subgroupMatrix?.shapes.some(({ component }) => component === 'f32' || component === dtype));
   const cases = sample ? small.filter((_, i) => i % Math.ceil(small.length / sample.cases) === 0) : suite.cases;
   return cases.flatMap((c, i) => {
     const inDepth = !sample || i < sample.inDepth;
     const variants = op.variants === undefined || isLarge(c) ? [undefined] : inDepth ? op.variants : op.variants.slice(0, 1);
-    const types = (variant: string | undefined): readonly ('f32' | 'f16')[] => (!f16 || !inDepth ? ['f32'] : sample && variant !== variants[0] ? ['f16'] : ['f32', 'f16']);
+    const types = (variant: string | undefined): readonly ('f32' | 'f16')[] => (variant === 'subgroup_matrix' ? matrixTypes : !f16 || !inDepth ? ['f32'] : sample && variant !== variants[0] ? ['f16'] : ['f32', 'f16']);
     const checks: OpCheck[] = variants.flatMap((variant) =>
       types(variant).map((dtype) => ({
         name: `${op.name} · ${c.name}${variant ? ` · ${variant}` : ''} · ${dtype}`,
         run: (engine) => checkForward(engine, suite, c, { dtype, variant }),
       })),
     );
-    if (!sample) checks.push(...packedChecks(suite, c));
+    if (!matrixTypes.length && op.variants?.includes('subgroup_matrix') && variants.length > 1) checks.push({ name: `${op.name} · ${c.name} · subgroup_matrix`, skip: 'needs chromium-experimental-subgroup-matrix', run: () => Promise.resolve() });
+    if (!sample) checks.push(...packedChecks(suite, c, matrixTypes.includes('f16')));
     if (inDepth && typeof op.grad === 'function' && !c.skipGrad) checks.push({ name: `${op.name} · ${c.name} · gradient`, run: (engine) => checkGradients(engine, suite, c) });
     return checks;
-  }).concat(sample ? packedChecks(suite, suite.cases.find((c) => packedFormats(suite, c).length === 4), true) : []);
+  }).concat(sample ? packedChecks(suite, suite.cases.find((c) => packedFormats(suite, c).length === 4), false, true) : []);
 }
 
-/** Every format with every variant, or (`few`) each format with another one. */
-function packedChecks(suite: OpTests<never>, c: OpCase<never> | undefined, few = false): OpCheck[] {
-  const variants = suite.op.variants ?? [undefined];
-  return (c ? packedFormats(suite, c) : []).flatMap((format, i) =>
-    (few ? [variants[i % variants.length]] : variants).map((variant) => ({
-      name: `${suite.op.name} · ${c!.name}${variant ? ` · ${variant}` : ''} · ${format} weights`,
-      run: (engine: Engine) => checkPacked(engine, suite, c!, format, variant),
-    })),
-  );
+/** Every format with every variant, or (`few`) each format with another one; f16 in subgroup matrices, if the device has them, with f16 activations. */
+function packedChecks(suite: OpTests<never>, c: OpCase<never> | undefined, matrices: boolean, few = false): OpCheck[] {
+  const variants = suite.op.variants?.filter((v) => v !== 'subgroup_matrix') ?? [undefined];
+  const check = (format: PackedFormat, variant: string | undefined, dtype: 'f32' | 'f16' = 'f32'): OpCheck => ({
+    name: `${suite.op.name} · ${c!.name}${variant ? ` · ${variant}` : ''} · ${format} weights`,
+    run: (engine) => checkPacked(engine, suite, c!, format, { dtype, variant }),
+  });
+  const formats = c ? packedFormats(suite, c) : [];
+  return [
+    ...formats.flatMap((format, i) => (few ? [variants[i % variants.length]] : variants).map((variant) => check(format, variant))),
+    ...(matrices && formats.includes('f16') && suite.op.variants?.includes('subgroup_matrix') ? [check('f16', 'subgroup_matrix', 'f16')] : []),
+  ];
 }

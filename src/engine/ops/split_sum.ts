@@ -1,11 +1,10 @@
 import splitSumShader from '../../../shaders/split_sum.wgsl';
-import type { Tensor } from '../graph';
-import type { DispatchSpec, TempTensor } from '../op';
+import type { Bindable, DispatchSpec, TempTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import { numel } from '../shape';
 
 /** The dispatch that adds `count` partial results [count, …y's shape] (f32) into `y` in their order and applies the node's epilogue. */
-export function splitSum(partials: TempTensor, y: Tensor, count: number): DispatchSpec {
+export function splitSum(partials: TempTensor, y: Bindable, count: number): DispatchSpec {
   const width = y.shape[y.shape.length - 1]! % 4 === 0 ? 4 : 1;
   const size = numel(y.shape) / width;
   return {

@@ -4,7 +4,7 @@ import type { Tensor } from '../graph';
 import type { Bindable, DispatchSpec, LowerContext } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import { dtypeBytes, numel, type Shape } from '../shape';
-import { matmulOp } from './matmul';
+import { emitMatmul, plainProduct } from './matmul';
 
 /** A convolution with 3x3 filters at stride 1, or the gradient of its input, which is another one. */
 export interface WinogradShape {
@@ -72,17 +72,15 @@ export function emitWinograd(ctx: LowerContext<object>, d: WinogradShape, x: Ten
   transform('filter_transform', channels * outputs, w, u, { w, filters: u });
   transform('input_transform', (tiles * channels) / 4, x, v, { x, image: v });
   let flops = 2 * d.n * d.to[0] * d.to[1] * channels * outputs * 9;
-  matmulOp.lower({
+  const product = {
     ...ctx,
-    inputs: [v, u] as never,
-    outputs: [m] as never,
-    attrs: { transposeA: false, transposeB: false, sumBatch: false },
     variant: undefined,
     // What follows the convolution belongs to the last dispatch.
-    dispatch({ epilogueWidth: _, ...spec }) {
+    dispatch({ epilogueWidth: _, ...spec }: DispatchSpec) {
       dispatch({ ...spec, cost: { flops, bytes: bytes(u) + bytes(v) + bytes(m) } });
       flops = 0;
     },
-  });
+  };
+  emitMatmul(product, { batch: 16, m: tiles, n: outputs, k: channels, aStride: tiles * channels, bShared: false }, plainProduct, [v, u], m);
   transform('output_transform', (tiles * outputs) / 4, m, y, { products: m, y }, { epilogueWidth: 4 });
 }
