@@ -1,13 +1,12 @@
 /** The Bench tab. */
 import { useSignal } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
-import { wrap } from 'comlink';
 import { Field, message, Problem, Progress, save, Slider } from './components';
-import { adapter, callback, type Remote } from './engine';
+import { adapter, answering, callback, startThread, type Remote, type Thread } from './engine';
 import type { BenchWorker, EngineEntry, Measured, RowInfo } from './worker/bench';
 
-let worker: Remote<BenchWorker> | undefined;
-const bench = (): Remote<BenchWorker> => (worker ??= wrap<BenchWorker>(new Worker('bench.js', { type: 'module', name: 'bench' })) as unknown as Remote<BenchWorker>);
+let thread: Thread<BenchWorker> | undefined;
+const bench = (): Remote<BenchWorker> => (thread ??= startThread<BenchWorker>('bench.js', 'bench')).remote;
 
 interface Peak {
   readonly f32: number;
@@ -118,6 +117,13 @@ export function Bench() {
       running.value = false;
     }
   };
+  const stop = async (): Promise<void> => {
+    const { stop: ask } = bench();
+    await answering(thread!, ask, (why) => {
+      thread!.end(new Error(why));
+      thread = undefined;
+    });
+  };
   const raced = engines.value.filter((e) => results.value.some((m) => m.engine === e.name));
   const done = rows.value.filter((r) => results.value.some((m) => m.row === r.id));
   const of = (row: string, name: string): Measured | undefined => results.value.find((m) => m.row === row && m.engine === name);
@@ -178,7 +184,7 @@ export function Bench() {
             Measure
           </button>
           {running.value && (
-            <button type="button" onClick={() => void bench().stop()}>
+            <button type="button" onClick={() => void stop().catch(() => undefined)}>
               Stop
             </button>
           )}

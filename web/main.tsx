@@ -4,7 +4,7 @@ import { render, type ComponentType } from 'preact';
 import { useEffect } from 'preact/hooks';
 import { Bench } from './bench';
 import { NoWebGpu } from './components';
-import { adapter, engine } from './engine';
+import { adapter, engine, generation, replaced } from './engine';
 import { Inside } from './inside';
 import { Sample } from './sample';
 import { Tour } from './tour';
@@ -54,8 +54,25 @@ function Adapter() {
   );
 }
 
+/** What happened to the worker before this one. */
+function Replaced() {
+  return (
+    <div class="notice" role="alert">
+      <p>
+        <strong>{replaced.value}</strong> The page has begun anew{adapter.value && 'name' in adapter.value && <> on {adapter.value.name}</>}: sample again; a training run that was going on carries on in the Train tab from where it was last kept.
+      </p>
+      <div class="actions">
+        <button type="button" onClick={() => (replaced.value = '')}>
+          Close
+        </button>
+      </div>
+    </div>
+  );
+}
+
 function App() {
-  useEffect(() => void engine().catch(() => undefined), []);
+  // Another worker has another device, and nothing of what the tabs were told of the one before.
+  useEffect(() => void engine().catch(() => undefined), [generation.value]);
   const found = adapter.value;
   return (
     <>
@@ -74,9 +91,10 @@ function App() {
       </header>
       <main>
         {found && 'error' in found && <NoWebGpu reason={found.error} />}
+        {replaced.value && <Replaced />}
         {Object.entries(tabs).map(([name, { view: View }]) => (
           <section key={name} role="tabpanel" id={`panel-${name}`} aria-labelledby={`tab-${name}`} hidden={current.value !== name}>
-            {opened.value.has(name) && <View />}
+            {opened.value.has(name) && <View key={generation.value} />}
           </section>
         ))}
       </main>

@@ -2,7 +2,7 @@
 import { signal, useSignal } from '@preact/signals';
 import { useEffect, useRef } from 'preact/hooks';
 import { bytes, Choice, downloadLabel, Field, GpuCanvas, message, Problem, Progress, save, Select, Slider } from './components';
-import { adapter, callback, engine } from './engine';
+import { adapter, callback, engine, generation, interrupt } from './engine';
 import { recordWebm } from './webm';
 import type { Download, ModelSource } from './worker/models';
 import type { ModelInfo, ModelPlan, RunResult, SampleSettings, StepInfo } from './worker/sample';
@@ -10,6 +10,9 @@ import type { Quantity } from './worker/trajectory';
 
 /** The model that the Sample tab has loaded. */
 export const model = signal<ModelInfo | undefined>(undefined);
+/** Where it came from, so that another worker can load it; the model in training is gone with its worker. */
+let origin: ModelSource | undefined;
+generation.subscribe(() => (model.value = undefined));
 
 const schedulers = [
   ['own', 'the model’s own'],
@@ -35,6 +38,7 @@ export function adopt(info: ModelInfo): void {
   // Software adapters draw a few digits in the time in which a GPU draws a gallery.
   const slow = adapter.value !== undefined && 'kind' in adapter.value && adapter.value.kind === 'software';
   model.value = info;
+  origin = undefined;
   set({
     ...(slow && { steps: 8 }),
     guidance: info.guidance ?? 1,
@@ -45,9 +49,9 @@ export function adopt(info: ModelInfo): void {
 }
 
 function ModelPicker({ onReady }: { onReady: () => void }) {
-  const kind = useSignal<'digits' | 'scenes' | 'hub' | 'url' | 'files'>('digits');
-  const text = useSignal('');
-  const files = useSignal<readonly File[]>([]);
+  const kind = useSignal<'digits' | 'scenes' | 'hub' | 'url' | 'files'>(origin?.kind === 'bundled' ? origin.model : origin && origin.kind !== 'memory' ? origin.kind : 'digits');
+  const text = useSignal(origin?.kind === 'hub' ? origin.id : origin?.kind === 'url' ? origin.url : '');
+  const files = useSignal<readonly File[]>(origin?.kind === 'files' ? origin.files : []);
   const plan = useSignal<ModelPlan | undefined>(undefined);
   const download = useSignal<Download | undefined>(undefined);
   const busy = useSignal(false);
@@ -70,11 +74,19 @@ function ModelPicker({ onReady }: { onReady: () => void }) {
   const look = () => attempt(async () => void (plan.value = await (await engine()).sample.plan(source(), settings.value.count)));
   const load = () =>
     attempt(async () => {
-      adopt(await (await engine()).sample.load(source(), callback((d: Download) => void (download.value = d))));
+      const from = source();
+      adopt(await fetched(from));
+      origin = from;
       plan.value = undefined;
       onReady();
     });
-  useEffect(() => void (model.value ?? load()), []);
+  const fetched = async (from: ModelSource) => (await engine()).sample.load(from, callback((d: Download) => void (download.value = d)));
+  useEffect(() => {
+    if (model.value) return;
+    // After a failure nothing runs by itself: it might fail again.
+    if (generation.value === 0) void load();
+    else void attempt(async () => (origin ? void (model.value = await fetched(origin)) : adopt(await fetched(source()))));
+  }, []);
 
   return (
     <fieldset>
@@ -239,18 +251,22 @@ export function Sample() {
     sides.value = next;
     if (i === 0 && change.info) step.value = change.info.step;
   };
-  const stop = async () => (await engine()).sample.stop();
+  const stop = () => interrupt((worker) => worker.sample.stop());
   /** Shows one moment of every trajectory; those of other lengths at the same share of the way. */
   const scrub = async (to: number, what: Quantity): Promise<void> => {
     step.value = to;
     quantity.value = what;
     if (running.value || !first?.info) return;
-    const worker = await engine();
-    for (const [i, name] of names.entries()) {
-      const total = sides.value[i]?.info?.total;
-      if (total === undefined) continue;
-      const at = await worker.sample.show(name, Math.round((to / first.info.total) * total), what);
-      update(i, { info: at });
+    try {
+      const worker = await engine();
+      for (const [i, name] of names.entries()) {
+        const total = sides.value[i]?.info?.total;
+        if (total === undefined) continue;
+        const at = await worker.sample.show(name, Math.round((to / first.info.total) * total), what);
+        update(i, { info: at });
+      }
+    } catch (e) {
+      problem.value = message(e);
     }
   };
   const exportAs = async (kind: 'png' | 'gif' | 'webm'): Promise<void> => {

@@ -2,7 +2,7 @@
 import { signal, useSignal } from '@preact/signals';
 import { useEffect } from 'preact/hooks';
 import { bytes, Choice, Field, GpuCanvas, message, Plot, Problem, Progress, save, Select, Slider } from './components';
-import { adapter, callback, engine } from './engine';
+import { adapter, callback, engine, interrupt } from './engine';
 import { adopt } from './sample';
 import type { StepMetrics } from '../src/train/step';
 import type { StoredRun, TrainEvent, TrainSettings } from './worker/train';
@@ -92,7 +92,7 @@ export function Train() {
       state.value = 'running';
       await (await engine()).train.go('train-samples', callback(on));
     });
-  const pause = async () => (await engine()).train.pause();
+  const pause = () => interrupt((worker) => worker.train.pause());
   const choose = (files: Iterable<File>) =>
     follow(async () => {
       const worker = await engine();

@@ -1,12 +1,12 @@
 // The playground beyond its bundled models on a good day: slow servers and folders of the disk, no WebGPU, models and files that mean harm. Part of
 // tests/browser/playground.mjs.
-import { mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, readdir, readFile, rm, symlink, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { deflateRawSync } from 'node:zlib';
-import { strToU8, zipSync } from 'fflate';
+import { strFromU8, strToU8, unzipSync, zipSync } from 'fflate';
 import { root } from '../../scripts/build.mjs';
 import { launchChrome, serve } from '../../scripts/chrome.mjs';
 import { serveWeb, webDirectory } from '../../scripts/web.mjs';
@@ -117,6 +117,21 @@ const preludes = {
   refusing: `GPUAdapter.prototype.requestDevice = async () => { throw new DOMException('the driver would not', 'OperationError'); };`,
   broken: `throw new Error('this script does not run');`,
 };
+
+/** The worker's device can be had, to destroy it; for a moment after that there is no adapter, as while a driver starts again. */
+const losing = `{
+  const { requestDevice } = GPUAdapter.prototype;
+  GPUAdapter.prototype.requestDevice = async function (...rest) {
+    const device = (globalThis.device = await requestDevice.apply(this, rest));
+    void device.lost.then(async () => (await caches.open('losses')).put('/lost', new Response('')));
+    return device;
+  };
+  const { requestAdapter } = GPU.prototype;
+  GPU.prototype.requestAdapter = async function (...rest) {
+    const down = await (await caches.open('losses')).delete('/lost');
+    return down ? null : requestAdapter.apply(this, rest);
+  };
+}`;
 
 /** Text that becomes elements and runs wherever somebody takes it for HTML. */
 const payload = `"'><img class="payload" src="x" onerror="globalThis.hacked='img'"><script class="payload">globalThis.hacked='script'</script><svg class="payload" onload="globalThis.hacked='svg'"></svg><a class="payload" href="javascript:globalThis.hacked='link'">x</a>\${globalThis.hacked='template'}`;
@@ -311,7 +326,7 @@ export const trust = {
 
   async 'without WebGPU: no secure context, no adapter'() {
     const browser = await launchChrome({ adapter: 'none', hosts: ['elsewhere.test'] });
-    const server = await serveWeb({ prefix: '/play/' });
+    const server = await serveWeb({ prefix: '/play/', hosts: ['elsewhere.test'] });
     try {
       await withoutGpu(browser, `http://elsewhere.test:${new URL(server.url).port}/play/`, /plain http/);
       await withoutGpu(browser, `${server.url}/play/`, /no graphics card/);
@@ -332,6 +347,89 @@ export const trust = {
       await page.close();
     } finally {
       await server.close();
+    }
+    await person.page.bringToFront();
+  },
+
+  async 'a device that is lost, a worker that hangs: the page says so and goes on'(person) {
+    const folders = await mkdtemp(join(tmpdir(), 'bruit-hanging-'));
+    await cp(join(root, 'tests', 'goldens', 'pipeline_sd_tiny'), folders, { recursive: true });
+    // A pattern that takes 2^n steps for a text of n characters.
+    const vocab = JSON.parse(await readFile(join(folders, 'tokenizer', 'vocab.json'), 'utf8'));
+    const model = { type: 'BPE', vocab, merges: [], unk_token: '<|endoftext|>' };
+    await writeFile(join(folders, 'tokenizer', 'tokenizer.json'), JSON.stringify({ version: '1.0', added_tokens: [], normalizer: null, post_processor: null, decoder: null, model, pre_tokenizer: { type: 'Split', pattern: { Regex: '^(.+)+\\n' }, behavior: 'Isolated', invert: false } }));
+    const server = await changedWorkers({ losing });
+    const models = await serve({ '/': folders }, { headers: { 'access-control-allow-origin': '*' } });
+    const { page, broken } = await openPage(person.page.browser(), `${server.url}/losing/`);
+    const victim = new Person(page, server.url);
+    const lose = async () => {
+      await page.workers().at(-1).evaluate(() => globalThis.device.destroy());
+      await victim.until(() => /graphics card was lost/.test(document.querySelector('main > [role=alert]')?.innerText) && / begun anew on /.test(document.querySelector('main > [role=alert]').innerText), 20_000);
+    };
+    const close = async () => {
+      await victim.page.click('main > [role=alert] button');
+      await victim.until(() => !document.querySelector('main > [role=alert]'));
+    };
+    try {
+      // While it samples: the settings stay, and the next press draws.
+      await victim.ready('Save PNG', 90_000);
+      await victim.fill('Steps', '5');
+      await victim.press('Sample');
+      await victim.ready('Save PNG');
+      const before = await victim.canvas('#panel-sample canvas');
+      await victim.fill('Steps', '150');
+      await victim.press('Sample');
+      await victim.until(() => /step \d+ of 150/.test(document.querySelector('figcaption').textContent));
+      await lose();
+      await victim.picture('device-lost');
+      await close();
+      await victim.ready('Sample', 60_000);
+      await victim.fill('Steps', '5');
+      await victim.press('Sample');
+      await victim.ready('Save PNG', 60_000);
+      const after = await victim.canvas('#panel-sample canvas');
+      check(after.hash === before.hash, 'the new device drew another picture');
+
+      // While it trains: what was kept is carried on with.
+      await victim.tab('train');
+      await victim.ready('Train');
+      await victim.fill('Steps of training', '20');
+      await victim.fill('Batch', '4');
+      await victim.fill('Picture and checkpoint every', '5');
+      await victim.press('Train');
+      await victim.until(() => /Kept in this browser at step 5/.test(document.querySelector('#panel-train').textContent), 120_000);
+      await lose();
+      await close();
+      await victim.ready('Carry on', 60_000);
+      const at = await page.$eval('#panel-train .plan', (e) => Number(/at step (\d+) of 20/.exec(e.textContent)[1]));
+      check(at >= 5 && at < 20, `the run stands at step ${at}`);
+      await victim.press('Carry on');
+      await victim.until(() => /step 20 of 20/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+      await victim.ready('Save checkpoint');
+      const rows = strFromU8(unzipSync(await victim.download('Save checkpoint'))['metrics.jsonl']).trim().split('\n').map(JSON.parse);
+      check(rows.length === 20 && rows.every((r, i) => r.step === i && Number.isFinite(r.loss)), `the run has ${rows.length} rows of metrics`);
+
+      // A text that the model's tokenizer never gets through: Stop ends it all the same.
+      await victim.tab('sample');
+      await victim.fill('From', 'url');
+      await victim.fill('Address of the folder', models.url);
+      await victim.press('Look at it first');
+      await victim.ready('Download and load');
+      await victim.press('Download and load');
+      await victim.until(() => [...document.querySelectorAll('#panel-sample button')].some((b) => b.innerText === 'Stop' && !b.disabled), 30_000);
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      await victim.press('Stop');
+      await victim.until(() => /did not answer for 5 seconds: it hung and was ended/.test(document.querySelector('main > [role=alert]')?.innerText), 20_000);
+      await victim.until(() => document.querySelector('#panel-sample button.primary:enabled') && !document.querySelector('#panel-sample progress'), 60_000);
+      await victim.fill('From', 'digits');
+      await victim.until(() => document.querySelector('.chips'), 30_000);
+      await victim.ready('Save PNG', 60_000);
+      const wrong = await broken();
+      check(wrong.length === 0, wrong.join('\n'));
+    } finally {
+      await page.close();
+      await Promise.all([server.close(), models.close()]);
+      await rm(folders, { recursive: true });
     }
     await person.page.bringToFront();
   },

@@ -46,14 +46,16 @@ type Setup = (options: { requestDevice: (o?: { requiredFeatures?: GPUFeatureName
 
 const median = (values: readonly number[]): number => [...values].sort((a, b) => a - b)[values.length >> 1]!;
 
-async function requestDevice({ requiredFeatures = [] }: { requiredFeatures?: GPUFeatureName[] } = {}): Promise<GPUDevice> {
+async function requestDevice({ requiredFeatures = [] }: { requiredFeatures?: GPUFeatureName[] } = {}, onLost: () => void): Promise<GPUDevice> {
   const adapter = await findAdapter();
   const requiredLimits: Record<string, number> = {};
   for (const name in adapter.limits) {
     const limit = (adapter.limits as unknown as Record<string, unknown>)[name];
     if (typeof limit === 'number') requiredLimits[name] = limit;
   }
-  return openDevice(adapter.requestDevice({ requiredLimits, requiredFeatures: requiredFeatures.filter((f) => adapter.features.has(f)) }));
+  const device = await openDevice(adapter.requestDevice({ requiredLimits, requiredFeatures: requiredFeatures.filter((f) => adapter.features.has(f)) }));
+  void device.lost.then(onLost);
+  return device;
 }
 
 export class BenchWorker {
@@ -73,6 +75,9 @@ export class BenchWorker {
   async peak(ours: EngineEntry): Promise<{ f32: number; bandwidth: number }> {
     return (await this.open(ours)).measurePeak!();
   }
+
+  /** Answers, unless this worker hangs. */
+  ping(): void {}
 
   stop(): void {
     this.stopped = true;
@@ -132,7 +137,8 @@ export class BenchWorker {
     if (!known) {
       known = (async () => {
         const { setup } = (await import(new URL(entry.module, self.location.href).href)) as { setup: Setup };
-        return setup({ requestDevice, opts: {} });
+        // The next measurement begins on a new device.
+        return setup({ requestDevice: (options) => requestDevice(options, () => this.opened.delete(entry.name)), opts: {} });
       })();
       known.catch(() => this.opened.delete(entry.name));
       this.opened.set(entry.name, known);

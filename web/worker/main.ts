@@ -25,10 +25,11 @@ export class EngineWorker {
   private engine!: Engine;
   private views!: Views;
 
-  /** Finds an adapter. Everything else waits for it. */
-  async start(): Promise<AdapterInfo> {
+  /** Finds an adapter. Everything else waits for it. `onLost` is told when its device is lost: nothing here works from then on. */
+  async start(onLost: (reason: string) => void): Promise<AdapterInfo> {
     const adapter = await findAdapter();
     this.engine = await Engine.create({ device: await openDevice(requestDevice(adapter)) });
+    void this.engine.device.lost.then(({ reason, message }) => onLost(message || reason));
     await loadTuning(this.engine);
     this.views = new Views(this.engine);
     this.sample = new SampleTab(this.engine, this.views);
@@ -38,6 +39,9 @@ export class EngineWorker {
     const { name, kind, f16, timestamps, limits } = this.engine.profile;
     return { name, kind, f16, timestamps, bindingLimit: limits.maxStorageBufferBindingSize };
   }
+
+  /** Answers, unless this worker hangs. */
+  ping(): void {}
 
   attach(name: string, canvas: OffscreenCanvas): void {
     this.views.attach(name, canvas);
