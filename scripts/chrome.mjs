@@ -49,16 +49,22 @@ export async function launchChrome({ adapter = 'software', canvas = false, hosts
 
 const types = { '.html': 'text/html; charset=utf-8', '.js': 'text/javascript; charset=utf-8', '.mjs': 'text/javascript; charset=utf-8', '.wasm': 'application/wasm', '.json': 'application/json', '.css': 'text/css; charset=utf-8', '.svg': 'image/svg+xml', '.woff2': 'font/woff2' };
 
+/** The names and addresses of this machine itself, with a port or without. */
+const loopback = /^(localhost|127(\.\d{1,3}){3}|::1|\[::1\])(:\d+)?$/i;
+
 /**
- * Serves directories on 127.0.0.1 (a secure context, which WebGPU wants). `mounts` maps a URL prefix (`/goldens/`) to a
+ * Serves directories on 127.0.0.1 (a secure context, which WebGPU wants), to requests that are for this machine by name: a page whose own name was made to lead
+ * here (DNS rebinding) gets nothing. `hosts` are further names, and another `host` to bind is open to every name. `mounts` maps a URL prefix (`/goldens/`) to a
  * directory, whose index.html stands for itself; nothing outside is served, and byte ranges are honoured. `headers` go with every answer.
  * Resolves with `{ url, close }`.
  */
-export async function serve(mounts, { port = 0, headers: always = {} } = {}) {
+export async function serve(mounts, { port = 0, host = '127.0.0.1', hosts = [], headers: always = {} } = {}) {
+  const meant = (name = '') => !loopback.test(host) || loopback.test(name) || hosts.includes(name.replace(/:\d+$/, ''));
   const server = createServer((request, response) => {
     respond(request, response).catch(() => response.writeHead(500).end());
   });
   async function respond(request, response) {
+    if (!meant(request.headers.host)) return void response.writeHead(421, always).end();
     let path;
     try {
       path = decodeURIComponent(new URL(request.url, 'http://localhost').pathname);
@@ -84,9 +90,9 @@ export async function serve(mounts, { port = 0, headers: always = {} } = {}) {
     response.writeHead(206, { ...headers, 'content-length': end - start + 1, 'content-range': `bytes ${start}-${end}/${info.size}` });
     createReadStream(file, { start, end }).pipe(response);
   }
-  await new Promise((resolve, reject) => server.once('error', reject).listen(port, '127.0.0.1', resolve));
+  await new Promise((resolve, reject) => server.once('error', reject).listen(port, host, resolve));
   return {
-    url: `http://127.0.0.1:${server.address().port}`,
+    url: `http://${server.address().family === 'IPv6' ? `[${host}]` : host}:${server.address().port}`,
     close: () => new Promise((resolve) => server.close(resolve)),
   };
 }

@@ -1,4 +1,5 @@
-// The playground: node scripts/web.mjs [--build] [--port N]. Builds web/ into dist/web, and serves it on 127.0.0.1 unless --build is given.
+// The playground: node scripts/web.mjs [--build] [--port N] [--host ADDRESS]. Builds web/ into dist/web, and serves it unless --build is given: on 127.0.0.1, or
+// at another address of this machine, to whoever reaches that (and without WebGPU, which browsers give to https and localhost only).
 import { createHash } from 'node:crypto';
 import { cp, mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { createRequire } from 'node:module';
@@ -128,13 +129,13 @@ export async function buildWeb(directory = webDirectory) {
   return [...files, 'sw.js'];
 }
 
-/** Serves the built page below `prefix` on loopback. */
-export const serveWeb = ({ prefix = '/', port = 0, mounts = {} } = {}) => serve({ [prefix]: webDirectory, ...mounts }, { port, headers: { 'content-security-policy': contentSecurityPolicy, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer' } });
+/** Serves the built page below `prefix`, on loopback unless another `host` is given. */
+export const serveWeb = ({ prefix = '/', mounts = {}, ...options } = {}) => serve({ [prefix]: webDirectory, ...mounts }, { ...options, headers: { 'content-security-policy': contentSecurityPolicy, 'x-content-type-options': 'nosniff', 'referrer-policy': 'no-referrer' } });
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const { values } = parseArgs({ options: { build: { type: 'boolean', default: false }, port: { type: 'string', default: '8080' } } });
+  const { values } = parseArgs({ options: { build: { type: 'boolean', default: false }, port: { type: 'string', default: '8080' }, host: { type: 'string', default: '127.0.0.1' } } });
   const files = await buildWeb();
   const sizes = await Promise.all(files.map(async (file) => (await stat(join(webDirectory, file))).size));
   console.log(`${relative(root, webDirectory)}: ${files.length} files, ${(sizes.reduce((a, b) => a + b, 0) / 1024).toFixed(0)} kB`);
-  if (!values.build) console.log(`${(await serveWeb({ port: Number(values.port) })).url}/  (Ctrl-C ends)`);
+  if (!values.build) console.log(`${(await serveWeb({ port: Number(values.port), host: values.host })).url}/  (Ctrl-C ends)`);
 }

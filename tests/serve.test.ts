@@ -25,10 +25,10 @@ afterAll(async () => {
 });
 
 /** A request whose path nobody tidies up on the way. */
-const get = (path: string) =>
+const get = (path: string, host?: string, at = server.url) =>
   new Promise<{ status: number; body: string; policy: string | undefined }>((resolve, reject) => {
-    const { port } = new URL(server.url);
-    request({ host: '127.0.0.1', port, path }, (response) => {
+    const { port } = new URL(at);
+    request({ host: '127.0.0.1', port, path, ...(host !== undefined && { headers: { host } }) }, (response) => {
       let body = '';
       response.on('data', (part: Buffer) => (body += part.toString()));
       response.on('end', () => resolve({ status: response.statusCode!, body, policy: response.headers['content-security-policy'] as string | undefined }));
@@ -48,6 +48,23 @@ test.each(['/play/../secret.txt', '/play/%2e%2e/secret.txt', '/play/..%2fsecret.
   expect(status).toBe(path.endsWith('%') ? 400 : 404);
   expect(body).toBe('');
   expect(policy).toBe(contentSecurityPolicy);
+});
+
+test.each(['localhost', 'LOCALHOST:80', '127.0.0.1:8080', '127.1.2.3', '[::1]:8080'])('asked as %s, it answers', async (host) => expect((await get('/play/', host)).status).toBe(200));
+
+test.each(['elsewhere.test', 'elsewhere.test:8080', 'localhost.elsewhere.test', '127.0.0.1.elsewhere.test', 'elsewhere.test@127.0.0.1', '10.0.0.1'])('asked as "%s" (DNS rebinding), it does not', async (host) => {
+  const { status, body, policy } = await get('/play/', host);
+  expect(status).toBe(421);
+  expect(body).toBe('');
+  expect(policy).toBe(contentSecurityPolicy);
+});
+
+test('other names must be given, or another address be bound', async () => {
+  for (const [options, elsewhere] of [[{ hosts: ['elsewhere.test'] }, 200], [{ host: '0.0.0.0' }, 200], [{}, 421]] as const) {
+    const other = await serve({ '/': join(folder, 'site') }, options);
+    expect((await get('/', 'elsewhere.test:80', other.url)).status).toBe(elsewhere);
+    await other.close();
+  }
 });
 
 test('other machines cannot connect', async () => {
