@@ -118,6 +118,7 @@ async function sampleParts(pipeline: OpenFamily, o: SampleOptions, range?: reado
   const interrupt = () => abort.abort();
   process.once('SIGINT', interrupt);
   let progress: Progress | undefined;
+  let decoding: Progress | undefined;
   const done: PartImages[] = [];
   try {
     for (let first = from; first < to; first += batch) {
@@ -133,6 +134,12 @@ async function sampleParts(pipeline: OpenFamily, o: SampleOptions, range?: reado
           progress ??= new Progress({ total: steps * parts, label: 'sample', unit: 'step', json: o.json ?? false });
           progress.update(before * steps + step);
         },
+        onDecode: (decoded, all) => {
+          const count = Math.min(batch, to - first);
+          const each = all / count; // tiles of an image, or one
+          decoding ??= new Progress({ total: each * total, label: 'decode', unit: each > 1 ? 'tile' : 'image', json: o.json ?? false });
+          decoding.update((first - from) * each + decoded);
+        },
         onPreview: previews && ((preview) => previews.add(preview, o.offset + first, Math.min(batch, to - first))),
       };
       done.push(await pipeline.run(part));
@@ -140,6 +147,7 @@ async function sampleParts(pipeline: OpenFamily, o: SampleOptions, range?: reado
     }
   } finally {
     progress?.finish();
+    decoding?.finish();
     process.off('SIGINT', interrupt);
     previews?.destroy();
   }

@@ -15,7 +15,7 @@ import { IFPipeline, IFSuperResolutionPipeline, type PromptEmbeds } from '../src
 import { DiTPipeline } from '../src/pipelines/dit';
 import { LDMPipeline } from '../src/pipelines/ldm';
 import { linearPreview, pixelPreview, tinyPreview, type LatentDecoder, type PreviewDecoder } from '../src/pipelines/preview';
-import { stageSeed, type PipelineCall } from '../src/pipelines/stage';
+import { stageSeed, type LatentCall } from '../src/pipelines/stage';
 import { stableDiffusionClass, StableDiffusionPipeline, type StableDiffusionOptions } from '../src/pipelines/stable_diffusion';
 import { stableDiffusionXLClass, StableDiffusionXLPipeline, type StableDiffusionXLOptions } from '../src/pipelines/stable_diffusion_xl';
 import { UnCLIPImageVariationPipeline, UnCLIPPipeline } from '../src/pipelines/unclip';
@@ -33,6 +33,8 @@ export interface Part {
   readonly generator: NormalSource | undefined;
   readonly signal: AbortSignal;
   readonly onProgress: (done: number, total: number) => void;
+  /** Images or tiles that the autoencoder has decoded. */
+  readonly onDecode: (done: number, total: number) => void;
   readonly onPreview: ((preview: SamplerPreview) => void) | undefined;
 }
 
@@ -65,7 +67,7 @@ export interface Family {
 }
 
 const given = <K extends string, T>(key: K, value: T | undefined): Partial<Record<K, T>> => (value === undefined ? {} : ({ [key]: value } as Record<K, T>));
-const callOf = ({ seed, sampleOffset, generator, signal, onProgress, onPreview }: Part): PipelineCall => ({ seed, sampleOffset, signal, onProgress, ...given('generator', generator), ...given('onPreview', onPreview) });
+const callOf = ({ seed, sampleOffset, generator, signal, onProgress, onDecode, onPreview }: Part): LatentCall => ({ seed, sampleOffset, signal, onProgress, onDecode, ...given('generator', generator), ...given('onPreview', onPreview) });
 const scheduled = ({ scheduler }: SampleOptions, own: SchedulerConfig): Partial<Record<'scheduler', SchedulerConfig>> => (scheduler === undefined ? {} : { scheduler: convertSchedulerConfig(own, schedulerNames[scheduler]) });
 const loadingOf = ({ keep, weights, vaeTiling = false }: SampleOptions): LoadingOptions => ({ keep: keep === true, weights, vaeTiling });
 /** Entries of `list` for the images of a part; the list is repeated. */

@@ -36,6 +36,13 @@ test('image i depends on the seed and i alone; previews of every step', { timeou
   expect((await readdir(previews)).sort()).toEqual(['00000-0000.png', '00000-0001.png', '00001-0000.png', '00001-0001.png']);
 });
 
+test('decoding shows its progress', { timeout: 120_000 }, async () => {
+  const { code, stderr } = await bruit('sample', '--model', goldenPath('pipeline_sd_tiny'), '--prompt', 'a fox', '--steps', '1', '--n', '3', '--batch', '2', '--out', join(dir, 'decoded.png'), '--json', ...size);
+  expect(code, stderr).toBe(0);
+  const decoded = stderr.split('\n').filter((line) => /"label":"decode"/.test(line)).map((line) => JSON.parse(line) as { done: number; total: number });
+  expect(decoded.at(-1)).toMatchObject({ event: 'progress', done: 3, total: 3 });
+});
+
 test("with torch's generator, what diffusers draws", { timeout: 120_000 }, async () => {
   // The record's first draw is torch.Generator().manual_seed(11)'s, and LCM takes one more for each step but the last.
   const { data, shape } = await sample('pipeline_xl_tiny', '--prompt', 'a small red fox in the snow', '--steps', '4', '--guidance', '5', '--rng', 'torch-cpu', '--seed', '11', ...size);
