@@ -8,7 +8,7 @@ import { DiffusionProcess } from '../src/sampler/diffusion_process';
 import { noiseTables, parseSchedulerConfig } from '../src/sampler/scheduler_config';
 import { bytes, Choice, GpuCanvas, message, Plot, Problem, Select, Slider } from './components';
 import { adapter, callback, engine } from './engine';
-import type { ForwardResult, ToyShape, ToyState } from './worker/tour';
+import type { DriftResult, ForwardResult, JumpResult, MemoryResult, ToyShape, ToyState } from './worker/tour';
 import type { CanvasSize } from './worker/view';
 
 /** What an experiment does while it works, and what went wrong. */
@@ -258,6 +258,9 @@ function Guidance() {
   );
 }
 
+/** Software adapters take a second for what a GPU does in a moment. */
+const trainingSteps = (): number => (adapter.value && 'kind' in adapter.value && adapter.value.kind === 'software' ? 150 : 800);
+
 /** Points of the plane, [-2.2, 2.2] both ways; the newer over the older. */
 function Points({ sets, label }: { sets: readonly { data: Float32Array; color: string }[]; label: string }) {
   const ref = useRef<HTMLCanvasElement>(null);
@@ -291,8 +294,7 @@ function Training() {
       if (fresh) losses.value = [];
       await tour.toyTrain(
         shape.value,
-        // Software adapters take a second for what a GPU does in a moment.
-        adapter.value && 'kind' in adapter.value && adapter.value.kind === 'software' ? 150 : 800,
+        trainingSteps(),
         fresh,
         callback((s) => {
           state.value = s;
@@ -312,7 +314,11 @@ function Training() {
             ['moons', 'Moons'],
             ['ring', 'Ring'],
           ]}
-          onChange={(v) => (shape.value = v)}
+          onChange={(v) => {
+            shape.value = v;
+            // A training that is going on takes its next batch from it.
+            if (busy.value) void engine().then(({ tour }) => tour.toyShape(v)).catch(() => undefined);
+          }}
         />
         <button type="button" class="primary" disabled={busy.value} onClick={() => void run(true)}>
           Train from nothing
@@ -325,9 +331,93 @@ function Training() {
       <div class="pictures">
         <figure>
           <Points label="Data and samples" sets={[...(state.value ? [{ data: state.value.data, color: '--line-strong' }] : []), ...(made.value ? [{ data: made.value, color: '--accent' }] : [])]} />
-          <figcaption aria-live="polite">{state.value ? `step ${state.value.step}; grey: data, colour: what the model makes of noise` : ''}</figcaption>
+          <figcaption aria-live="polite">{state.value ? `step ${state.value.step}, on the ${state.value.shape}; grey: data, colour: what the model makes of noise` : ''}</figcaption>
         </figure>
         {losses.value.length > 1 && <Plot data={[losses.value.map(([s]) => s), losses.value.map(([, l]) => l)]} series={[{ label: 'loss' }]} x="step" y="loss" height={260} />}
+      </div>
+    </>
+  );
+}
+
+function Memory() {
+  const rho = useSignal(0.9);
+  const result = useSignal<MemoryResult | undefined>(undefined);
+  const { busy, problem, work } = useWork();
+  const run = () => work(async () => void (result.value = await (await engine()).tour.memory(400, rho.value)));
+  const r = result.value;
+  return (
+    <>
+      <div class="toolbar">
+        <Slider label="What a step’s noise keeps of the one before" value={rho.value} min={0} max={0.99} step={0.01} onChange={(v) => (rho.value = v)} />
+        <button type="button" class="primary" disabled={busy.value} onClick={() => void run()}>
+          Add noise with memory
+        </button>
+      </div>
+      <Problem>{problem.value}</Problem>
+      {r && (
+        <>
+          <Plot
+            data={[centres, density(r.chain), density(r.closed)]}
+            series={[{ label: 'the chain' }, { label: 'closed form', color: '--second', dash: [4, 4] }]}
+            x="(x_t − √ᾱ·x₀) / √(1−ᾱ)"
+          />
+          <p class="verdict" aria-live="polite">
+            Standard deviation {r.deviations[0].toFixed(2)} where the closed form has {r.deviations[1].toFixed(2)}: {r.distance < r.critical * 1.2 ? 'the closed form holds' : 'the closed form is wrong'}.
+          </p>
+        </>
+      )}
+    </>
+  );
+}
+
+function Drift() {
+  const results = useSignal<readonly (DriftResult & { readonly title: string })[]>([]);
+  const { busy, problem, work } = useWork();
+  const run = () =>
+    work(async () => {
+      results.value = [];
+      const { tour } = await engine();
+      for (const [title, moves] of [['data that stay', false], ['data that move', true]] as const) results.value = [...results.value, { title, ...(await tour.drift(moves, trainingSteps())) }];
+    });
+  return (
+    <>
+      <button type="button" class="primary" disabled={busy.value} onClick={() => void run()}>
+        Train on both
+      </button>
+      <Problem>{problem.value}</Problem>
+      <div class="pictures">
+        {results.value.map(({ title, data, made, behind }) => (
+          <figure key={title}>
+            <Points label={`Samples after training on ${title}`} sets={[{ data, color: '--line-strong' }, { data: made, color: '--accent' }]} />
+            <figcaption aria-live="polite">
+              {title}: the samples are {behind.toFixed(2)} behind the data
+            </figcaption>
+          </figure>
+        ))}
+      </div>
+    </>
+  );
+}
+
+function Jump() {
+  const result = useSignal<JumpResult | undefined>(undefined);
+  const { busy, problem, work } = useWork();
+  const run = () => work(async () => void (result.value = await (await engine()).tour.jump(trainingSteps(), [3, 10, 50])));
+  return (
+    <>
+      <button type="button" class="primary" disabled={busy.value} onClick={() => void run()}>
+        Train on two islands
+      </button>
+      <Problem>{problem.value}</Problem>
+      <div class="small-pictures">
+        {result.value?.made.map(({ steps, points, between }) => (
+          <figure key={steps}>
+            <Points label={`Samples in ${steps} steps`} sets={[{ data: result.value!.data, color: '--line-strong' }, { data: points, color: '--accent' }]} />
+            <figcaption>
+              {steps} steps: {(100 * between).toFixed(1)}% in between
+            </figcaption>
+          </figure>
+        ))}
       </div>
     </>
   );
@@ -415,6 +505,9 @@ const experiments: Readonly<Record<string, ComponentType>> = {
   guidance: Guidance,
   training: Training,
   sampling: Sampling,
+  memory: Memory,
+  drift: Drift,
+  jump: Jump,
   kernel: Kernel,
 };
 

@@ -62,7 +62,7 @@ async function withoutGpu(browser, url, reason) {
     check(await (await person.find('button', 'Train')).evaluate((b) => b.disabled), 'Train can be pressed');
     await person.tab('inside');
     await person.tab('tour');
-    await person.until(() => document.querySelectorAll('.experiment').length === 9 && document.querySelectorAll('.tour math').length > 20);
+    await person.until(() => document.querySelectorAll('.experiment').length === 12 && document.querySelectorAll('.tour math').length > 20);
     check((await page.$eval('.tour', (e) => e.innerText)).length > 5000, 'the tour cannot be read');
     await person.until(() => document.querySelectorAll('#experiment-schedule canvas').length > 0); // a plot, which computes nothing on the GPU
     await person.press('Add noise');

@@ -5,7 +5,7 @@ import { estimate } from '../../src/engine/estimate';
 import { Graph, type Tensor } from '../../src/engine/graph';
 import * as ops from '../../src/engine/ops';
 import { compile, tensorUsage } from '../../src/engine/program';
-import { RngStream, seedKey, uniforms } from '../../src/engine/rng';
+import { normals, RngStream, seedKey, uniforms } from '../../src/engine/rng';
 import type { ImageDataset } from '../../src/data/dataset';
 import { linear } from '../../src/model/layers';
 import { Parameters } from '../../src/model/parameters';
@@ -37,11 +37,39 @@ export interface ForwardResult {
 export interface ToyState {
   readonly step: number;
   readonly loss: number;
+  readonly shape: ToyShape;
   /** x, y, x, y, … */
   readonly data: Float32Array;
 }
 
-export type ToyShape = 'spiral' | 'moons' | 'ring';
+export type ToyShape = 'spiral' | 'moons' | 'ring' | 'islands';
+
+/** A denoiser of points, and samplers of its averaged weights by what they were compiled for. */
+interface Toy {
+  readonly step: TrainingStep;
+  readonly samplers: Map<string, Promise<{ sampler: GpuSampler; total: number }>>;
+  shape: ToyShape;
+  done: number;
+}
+
+export interface MemoryResult extends Omit<ForwardResult, 'alphaBar' | 'sizes'> {
+  /** Standard deviations of the residuals of chain and closed form. */
+  readonly deviations: readonly [number, number];
+}
+
+export interface DriftResult {
+  /** Points of the distribution as it is at the end of the training, and what the model makes. */
+  readonly data: Float32Array;
+  readonly made: Float32Array;
+  /** By how much the mean of what is made lies behind the mean of the data, along the way that they went. */
+  readonly behind: number;
+}
+
+export interface JumpResult {
+  readonly data: Float32Array;
+  /** By number of steps: points, and the share of them in the gap. */
+  readonly made: readonly { readonly steps: number; readonly points: Float32Array; readonly between: number }[];
+}
 
 const copies = 64;
 const toyPoints = 256;
@@ -50,8 +78,7 @@ const side = 28;
 export class TourTab {
   private data: Promise<ImageDataset> | undefined;
   private model: Promise<DDPMPipeline> | undefined;
-  private toy: { step: TrainingStep; shape: ToyShape; done: number } | undefined;
-  private readonly toySamplers = new Map<string, Promise<{ sampler: GpuSampler; total: number }>>();
+  private toy: Toy | undefined;
 
   constructor(
     private readonly engine: Engine,
@@ -214,47 +241,137 @@ export class TourTab {
     }
   }
 
+  /** Noises points ±1 by `t` steps whose noise remembers the step before, ε_t = ρ·ε_{t−1} + √(1−ρ²)·η, and at once by the closed form, which knows of no memory. */
+  async memory(t: number, rho: number): Promise<MemoryResult> {
+    const count = 8192;
+    const { betas, alphasCumprod } = noiseTables(toyScheduler);
+    const process = new DiffusionProcess(betas, alphasCumprod);
+    const graph = new Graph();
+    const [x, e] = [graph.state('x', [count, 1]), graph.state('e', [count, 1])];
+    const coefficients = ['kept', 'fresh', 'signal', 'noise'].map((name) => graph.input(name, [1]));
+    const [kept, fresh, signal, amount] = coefficients as [Tensor, Tensor, Tensor, Tensor];
+    const step = graph.input('step', [1], 'u32');
+    const samples = graph.constant('samples', [count], Uint32Array.from({ length: count }, (_, i) => i));
+    const seed = graph.constant('seed', [2], Uint32Array.from(seedKey(12)));
+    const epsilon = add(mul(e, kept), mul(randomNormal({ graph, shape: [count, 1], seed, samples, step, stream: RngStream.noise }), fresh));
+    copyInto(x, add(mul(x, signal), mul(epsilon, amount)));
+    copyInto(e, epsilon);
+    const program = await compile(this.engine, graph, { outputs: [x], label: 'noise with memory' });
+    const start = Float32Array.from({ length: count }, (_, i) => (i % 2 ? 1 : -1));
+    const apply = (correlation: number, by: { signal: number; noise: number }, draw: number): void => {
+      for (const [i, value] of [correlation, Math.sqrt(1 - correlation ** 2), by.signal, by.noise].entries()) program.write(coefficients[i]!, Float32Array.of(value));
+      program.write(step, Uint32Array.of(draw));
+      program.run();
+    };
+    const residuals = async (): Promise<Float32Array> => {
+      const { signal: s, noise: n } = process.qSample(t);
+      return (await program.read(x)).map((v, i) => (v - s * start[i]!) / n);
+    };
+    try {
+      program.write(e, new Float32Array(count));
+      program.write(x, start);
+      for (let k = 0; k <= t; k++) apply(k === 0 ? 0 : rho, process.qStep(k), k + 1);
+      const chain = await residuals();
+      program.write(x, start);
+      apply(0, process.qSample(t), 5000);
+      const closed = await residuals();
+      const deviation = (values: Float32Array): number => Math.sqrt(values.reduce((n, v) => n + v * v, 0) / count);
+      return { chain: histogram(chain), closed: histogram(closed), distance: kolmogorov(chain.slice().sort(), closed.slice().sort()), critical: 1.36 * Math.sqrt(2 / count), deviations: [deviation(chain), deviation(closed)] };
+    } finally {
+      program.destroy();
+    }
+  }
+
+  /** Trains on a cloud that goes from left to right in the course of `steps` steps, or stands where that ends, and samples. */
+  async drift(moves: boolean, steps: number): Promise<DriftResult> {
+    const toy = await this.newToy('islands');
+    try {
+      for (; toy.done < steps; toy.done++) {
+        toy.step.write({ images: cloud(moves ? -1.3 + (2.6 * toy.done) / (steps - 1) : 1.3, toy.done) });
+        toy.step.run();
+        if (toy.done % 50 === 49) await toy.step.metrics(toy.done);
+      }
+      const made = (await this.sampleToy(toy, 'ddim', 20, 1)).at(-1)!;
+      const data = cloud(1.3, 1e6);
+      const middle = (points: Float32Array): number => points.reduce((n, v, i) => (i % 2 ? n : n + v), 0) / toyPoints;
+      return { data, made, behind: middle(data) - middle(made) };
+    } finally {
+      closeToy(toy);
+    }
+  }
+
+  /** Trains on two islands with nothing between them and samples in each number of steps. */
+  async jump(training: number, each: readonly number[]): Promise<JumpResult> {
+    const toy = await this.newToy('islands');
+    try {
+      await this.trainToy(toy, training, () => undefined);
+      const made: JumpResult['made'][number][] = [];
+      for (const steps of each) {
+        const points = (await this.sampleToy(toy, 'ddim', steps, 4)).at(-1)!;
+        let between = 0;
+        for (let i = 0; i < toyPoints; i++) if (Math.abs(points[2 * i]!) < shore) between++;
+        made.push({ steps, points, between: between / toyPoints });
+      }
+      return { data: toyData('islands', toyPoints, 1e6), made };
+    } finally {
+      closeToy(toy);
+    }
+  }
+
   /** Trains a denoiser of points in the plane for `steps` steps; goes on where it stands unless `fresh`. The same step that trains on images. */
   async toyTrain(shape: ToyShape, steps: number, fresh: boolean, on: (state: ToyState) => void): Promise<void> {
-    if (fresh) this.toyClose();
-    if (!this.toy) {
-      const { betas, alphasCumprod } = noiseTables(toyScheduler);
-      const step = await TrainingStep.create(this.engine, {
-        batch: [toyPoints, 2, 1, 1],
-        buildModel: toyModel,
-        process: new DiffusionProcess(betas, alphasCumprod),
-        loss: { predictionType: 'epsilon' },
-        optimizer: { kind: 'adamw', beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0, maxGradNorm: 1 },
-        learningRates: new Float32Array(20000).fill(3e-3),
-        emaDecay: 0.99,
-        seed: 5,
-        labelled: false,
-      });
-      step.weights.initialise(5);
-      step.ema.copyFrom(step.weights);
-      this.toy = { step, shape, done: 0 };
+    if (fresh && this.toy) {
+      closeToy(this.toy);
+      this.toy = undefined;
     }
-    const { toy } = this;
-    toy.shape = shape;
+    this.toy ??= await this.newToy(shape);
+    this.toy.shape = shape;
+    await this.trainToy(this.toy, steps, on);
+  }
+
+  /** Other data from the next step on, of a training that is going on, too. */
+  toyShape(shape: ToyShape): void {
+    if (this.toy) this.toy.shape = shape;
+  }
+
+  private async newToy(shape: ToyShape): Promise<Toy> {
+    const { betas, alphasCumprod } = noiseTables(toyScheduler);
+    const step = await TrainingStep.create(this.engine, {
+      batch: [toyPoints, 2, 1, 1],
+      buildModel: toyModel,
+      process: new DiffusionProcess(betas, alphasCumprod),
+      loss: { predictionType: 'epsilon' },
+      optimizer: { kind: 'adamw', beta1: 0.9, beta2: 0.99, eps: 1e-8, weightDecay: 0, maxGradNorm: 1 },
+      learningRates: new Float32Array(20000).fill(3e-3),
+      emaDecay: 0.99,
+      seed: 5,
+      labelled: false,
+    });
+    step.weights.initialise(5);
+    step.ema.copyFrom(step.weights);
+    return { step, shape, done: 0, samplers: new Map() };
+  }
+
+  /** Reading the losses now and then lets in what the page says meanwhile. */
+  private async trainToy(toy: Toy, steps: number, on: (state: ToyState) => void): Promise<void> {
     const end = toy.done + steps;
     while (toy.done < end) {
+      const { shape } = toy;
       const data = toyData(shape, toyPoints, toy.done);
       toy.step.write({ images: data });
       toy.step.run();
       toy.done++;
-      if (toy.done % 50 === 0 || toy.done === end) {
-        const rows = await toy.step.metrics(Math.max(0, toy.done - 50));
-        on({ step: toy.done, loss: rows.reduce((n, r) => n + r.loss, 0) / rows.length, data });
+      if (toy.done % 25 === 0 || toy.done === end) {
+        const rows = await toy.step.metrics(Math.max(0, toy.done - 25));
+        on({ step: toy.done, loss: rows.reduce((n, r) => n + r.loss, 0) / rows.length, shape, data });
       }
     }
   }
 
-  /** Points that the trained denoiser makes of noise, after each step; and their mean distance to the data. */
-  async toySample(scheduler: SchedulerName, steps: number, seed: number): Promise<{ readonly frames: readonly Float32Array[]; readonly distance: number }> {
-    const { toy } = this;
-    check(toy, 'input', () => 'train the denoiser first');
+  /** Points that a trained denoiser makes of noise, after each step. */
+  private async sampleToy(toy: Toy, scheduler: SchedulerName, steps: number, seed: number): Promise<Float32Array[]> {
     const key = `${scheduler} ${steps}`;
-    let known = this.toySamplers.get(key);
+    let known = toy.samplers.get(key);
     if (!known) {
       known = (async () => {
         const program = createSampler(convertSchedulerConfig(toyScheduler, schedulerNames[scheduler]), { numInferenceSteps: steps });
@@ -271,12 +388,20 @@ export class TourTab {
         });
         return { sampler, total: program.steps.length };
       })();
-      this.toySamplers.set(key, known);
+      toy.samplers.set(key, known);
     }
     const { sampler, total } = await known;
     sampler.set({ seed });
     const frames: Float32Array[] = [];
     await sampler.run({ onPreview: ({ sample }) => void frames.push(sample), previewEvery: Math.max(1, Math.floor(total / 30)) });
+    return frames;
+  }
+
+  /** {@link sampleToy} of the denoiser of part 7, and the mean distance of the points to its data. */
+  async toySample(scheduler: SchedulerName, steps: number, seed: number): Promise<{ readonly frames: readonly Float32Array[]; readonly distance: number }> {
+    const { toy } = this;
+    check(toy, 'input', () => 'train the denoiser first');
+    const frames = await this.sampleToy(toy, scheduler, steps, seed);
     const made = frames.at(-1)!;
     const data = toyData(toy.shape, 2000, 1e6);
     let sum = 0;
@@ -301,13 +426,11 @@ export class TourTab {
       sampler.destroy();
     }
   }
+}
 
-  private toyClose(): void {
-    for (const each of this.toySamplers.values()) void each.then(({ sampler }) => sampler.destroy(), () => undefined);
-    this.toySamplers.clear();
-    this.toy?.step.destroy();
-    this.toy = undefined;
-  }
+function closeToy({ step, samplers }: Toy): void {
+  for (const each of samplers.values()) void each.then(({ sampler }) => sampler.destroy(), () => undefined);
+  step.destroy();
 }
 
 const toyScheduler = parseSchedulerConfig({ _class_name: 'DDPMScheduler', num_train_timesteps: 1000, beta_schedule: 'squaredcos_cap_v2', clip_sample: false });
@@ -322,6 +445,12 @@ function toyModel(ctx: { graph: Graph; parameters: Parameters }, x: Tensor, time
   return reshape(linear(ctx, 'out', h, 2), [n, 2, 1, 1]);
 }
 
+/** The islands lie at |x| from 0.95 to 1.45: nothing of them is nearer to the middle than this by far. */
+const shore = 0.7;
+
+/** Points around (x, 0), with a standard deviation of 0.15. */
+const cloud = (x: number, step: number): Float32Array => normals(18, { index: step, step: 0, stream: 77 }, 2 * toyPoints).map((v, i) => 0.15 * v + (i % 2 ? 0 : x));
+
 function toyData(shape: ToyShape, count: number, step: number): Float32Array {
   const u = uniforms(17, { index: step, step: 0, stream: 77 }, count);
   const out = new Float32Array(2 * count);
@@ -329,7 +458,8 @@ function toyData(shape: ToyShape, count: number, step: number): Float32Array {
     if (shape === 'spiral') {
       const angle = 3 * Math.PI * (0.15 + 0.85 * Math.sqrt(u[i]!));
       out.set([(angle / (3 * Math.PI)) * Math.cos(angle) * 1.6, (angle / (3 * Math.PI)) * Math.sin(angle) * 1.6], 2 * i);
-    } else if (shape === 'ring') out.set([1.3 * Math.cos(2 * Math.PI * u[i]!), 1.3 * Math.sin(2 * Math.PI * u[i]!)], 2 * i);
+    } else if (shape === 'islands') out.set([(i % 2 ? 1.2 : -1.2) + 0.25 * Math.cos(7 * Math.PI * u[i]!), 0.25 * Math.sin(7 * Math.PI * u[i]!)], 2 * i);
+    else if (shape === 'ring') out.set([1.3 * Math.cos(2 * Math.PI * u[i]!), 1.3 * Math.sin(2 * Math.PI * u[i]!)], 2 * i);
     else {
       const angle = Math.PI * u[i]!;
       out.set(i % 2 ? [Math.cos(angle) - 0.5, Math.sin(angle) - 0.25] : [0.5 - Math.cos(angle), 0.25 - Math.sin(angle)], 2 * i);
