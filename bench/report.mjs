@@ -149,10 +149,17 @@ export async function writeReport(file, record) {
   await writeFile(`${stem}.md`, report(record, plot ? `${basename(stem)}.svg` : undefined));
 }
 
-/** README section, from all committed results. */
-async function writeReadme(records) {
-  const readme = join(root, 'README.md');
-  const text = await readFile(readme, 'utf8');
+/** The races in bench/results/, which holds other things, too. */
+export async function readRaces() {
+  const directory = join(root, 'bench', 'results');
+  const files = existsSync(directory) ? (await readdir(directory)).filter((name) => name.endsWith('.json')).sort() : [];
+  const records = await Promise.all(files.map(async (name) => ({ file: join(directory, name), record: JSON.parse(await readFile(join(directory, name), 'utf8')) })));
+  // The race of the README first, those with options after it.
+  return records.filter(({ record }) => record.results).sort((a, b) => Boolean(a.record.title) - Boolean(b.record.title));
+}
+
+/** README section, from all committed races. */
+export function readmeSection(records) {
   const intro = [
     'Measure it on your machine: `npm run bench` times every kernel at the shapes of real layers and prints GFLOP/s, GB/s and the share of the',
     "adapter's measured peak; `npm run bench -- conv2d --variants` compares the variants of one op; `npm run bruit -- info` measures the peaks.",
@@ -169,14 +176,13 @@ async function writeReadme(records) {
     }
     return [`**${title(record)}** ([all numbers](${link}))`, '', times, ...(large ? ['', memory] : [])].join('\n');
   });
-  const section = ['<!-- bench:start -->', intro, ...sections.map((s) => `\n${s}`), '<!-- bench:end -->'].join('\n');
-  await writeFile(readme, text.replace(/<!-- bench:start -->[^]*<!-- bench:end -->/, () => section));
+  return ['<!-- bench:start -->', intro, ...sections.map((s) => `\n${s}`), '<!-- bench:end -->'].join('\n');
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const directory = join(root, 'bench', 'results');
-  const files = existsSync(directory) ? (await readdir(directory)).filter((name) => name.endsWith('.json')).sort() : [];
-  const records = await Promise.all(files.map(async (name) => ({ file: join(directory, name), record: JSON.parse(await readFile(join(directory, name), 'utf8')) })));
+  const records = await readRaces();
   for (const { file, record } of records) await writeReport(file, record);
-  await writeReadme(records);
+  const readme = join(root, 'README.md');
+  const text = await readFile(readme, 'utf8');
+  await writeFile(readme, text.replace(/<!-- bench:start -->[^]*<!-- bench:end -->/, () => readmeSection(records)));
 }

@@ -15,8 +15,8 @@ const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepSch
 /** What only tests and the search for NaNs ask of `compile`. */
 const debugging = new Set(['probe', 'poison']);
 
-/** Kernels for software adapters whose subgroups have 4 or 8 lanes, `direct` ones serve there too; what only the tuner chooses; and what only f16 takes. */
-const otherKernels = new Set(['broadcast', 'subgroup', 'winograd', 'subgroup_matrix']);
+/** Kernels for software adapters alone, `direct` ones serve there too; what only the tuner chooses; and what only f16 takes. */
+const otherKernels = new Set(['broadcast', 'subgroup', 'tap_rows', 'winograd', 'subgroup_matrix']);
 
 /** What stands for modules that only packed weights need, or weights longer than a binding; and for a pass whose few dispatches less are not worth a kilobyte. */
 const substitutes = {
@@ -40,7 +40,7 @@ const substitutes = {
 const publicFiles = ['engine/device', 'engine/errors', 'io/folder', 'io/source', 'pipelines/ddpm', 'pipelines/stage', 'sampler/program', 'sampler/sample', 'sampler/scheduler_config'].map((file) => fileURLToPath(new URL(`../src/${file}.ts`, import.meta.url)));
 publicFiles.push(createRequire(import.meta.url).resolve('@webgpu/types/dist/index.d.ts'));
 
-/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that look for subgroup matrices, which f32 has none of, or for few channels, which are worth a kernel to software adapters alone, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
+/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that look for subgroup matrices, which f32 has none of, or for few channels and rows of threes, which are worth kernels to software adapters alone, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
 const bodies = {
   hintFor: "return ''",
   otherFormat: "return ''",
@@ -50,6 +50,7 @@ const bodies = {
   subgroupMatrixOf: 'return undefined',
   matrixTiles: 'return undefined',
   unfolds: 'return undefined',
+  tapRowsFit: 'return undefined',
   enableMatrices: 'return text',
   reflectable: 'return text',
   rescale: 'return guided',
@@ -87,7 +88,7 @@ export function samplingOnly(root) {
       build.onLoad({ filter: /\.wgsl$/ }, ({ path }) => ({ contents: `export default ${variable(relative(directory, path).replaceAll(sep, '/'))}`, loader: 'js' }));
       build.onLoad({ filter: /[\\/]k_blocks\.ts$/ }, () => ({ contents: noKBlocks, loader: 'js' }));
       // Snippets that only gradients include, and masks of texts.
-      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|attention_mask|weights_half|weights_blocks|unpack_|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
+      build.onLoad({ filter: /shader_library\.ts$/ }, async ({ path }) => ({ contents: (await readFile(path, 'utf8')).replace(new RegExp(`^.*(_grad|_dout|attention_mask|weights_half|weights_blocks|unpack_|add_outer|${[...otherKernels].join('|')}).*\n`, 'gm'), ''), loader: 'ts' }));
       for (const [path, contents] of Object.entries(substitutes)) build.onLoad({ filter: new RegExp(`[\\\\/]${path.replaceAll('/', '[\\\\/]').replace('.', '\\.')}$`) }, () => ({ contents, loader: 'ts' }));
       build.onLoad({ filter: /[\\/]src[\\/](engine|io|sampler)[\\/].*\.ts$/ }, async ({ path }) => ({ contents: strip(ts, path, await readFile(path, 'utf8')), loader: 'ts' }));
       build.onEnd(async ({ outputFiles = [] }) => {

@@ -91,3 +91,12 @@ test.each(documents)('files and scripts that $name names exist', ({ text }) => {
   const unknown = [...text.matchAll(/npm (?:run ([\w:]+)|(test)\b)/g)].map(([, script, tests]) => script ?? tests!).filter((name) => !(name in scripts));
   expect(unknown).toEqual([]);
 });
+
+test('the README shows the races that are in bench/results', async () => {
+  // Scripts of bench/ have no types.
+  const { readRaces, readmeSection } = (await import(pathToFileURL(join(root, 'bench/report.mjs')).href)) as { readRaces: () => Promise<unknown[]>; readmeSection: (races: unknown[]) => string };
+  const races = await readRaces();
+  expect(races.length).toBeGreaterThan(0);
+  // `npm run bench:report` writes it.
+  expect(documents[0]!.text).toContain(readmeSection(races));
+});

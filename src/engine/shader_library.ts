@@ -20,6 +20,7 @@ import conv2dGradWeightOperands from '../../shaders/lib/conv2d_grad_weight_opera
 import cutColumns from '../../shaders/lib/cut_columns.wgsl';
 import attentionBroadcast from '../../shaders/lib/attention_broadcast.wgsl';
 import blockTile from '../../shaders/lib/block_tile.wgsl';
+import addOuter from '../../shaders/lib/add_outer.wgsl';
 import broadcastStore from '../../shaders/lib/broadcast_store.wgsl';
 import broadcastTile from '../../shaders/lib/broadcast_tile.wgsl';
 import subgroupRows from '../../shaders/lib/subgroup_rows.wgsl';
@@ -60,6 +61,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/conv2d_grad_weight_operands.wgsl': conv2dGradWeightOperands,
   'lib/cut_columns.wgsl': cutColumns,
   'lib/attention_broadcast.wgsl': attentionBroadcast,
+  'lib/add_outer.wgsl': addOuter,
   'lib/block_tile.wgsl': blockTile,
   'lib/broadcast_store.wgsl': broadcastStore,
   'lib/broadcast_tile.wgsl': broadcastTile,

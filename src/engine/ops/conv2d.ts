@@ -1,12 +1,15 @@
 import conv2dShader from '../../../shaders/conv2d.wgsl';
 import broadcastShader from '../../../shaders/conv2d_broadcast.wgsl';
+import tapRowsShader from '../../../shaders/conv2d_tap_rows.wgsl';
 import subgroupShader from '../../../shaders/conv2d_subgroup.wgsl';
 import subgroupMatrixShader from '../../../shaders/conv2d_subgroup_matrix.wgsl';
 import tiledShader from '../../../shaders/conv2d_tiled.wgsl';
 import gradWeightShader from '../../../shaders/conv2d_grad_weight.wgsl';
+import gradWeightTapRowsShader from '../../../shaders/conv2d_grad_weight_tap_rows.wgsl';
 import gradWeightBroadcastShader from '../../../shaders/conv2d_grad_weight_broadcast.wgsl';
 import gradWeightSubgroupShader from '../../../shaders/conv2d_grad_weight_subgroup.wgsl';
 import unfoldShader from '../../../shaders/unfold.wgsl';
+import type { PackedFormat } from '../buffer_view';
 import type { AdapterProfile } from '../device';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
@@ -101,10 +104,11 @@ const direct = { tiles: [{ rows: 16, columns: 8, leastTerms: 16 }, { rows: 8, co
 const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 8, tilesPerWorkgroup: 1, step: 4 } as const;
 const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
 
-const productKernels: Readonly<Record<KernelName | 'subgroup_matrix', Kernel>> = {
+const productKernels: Readonly<Record<KernelName | 'tap_rows' | 'subgroup_matrix', Kernel>> = {
   direct: { shader: { file: 'conv2d.wgsl', text: conv2dShader }, ...direct },
   broadcast: { shader: { file: 'conv2d_broadcast.wgsl', text: broadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_subgroup.wgsl', text: subgroupShader }, ...subgroup },
+  tap_rows: { shader: { file: 'conv2d_tap_rows.wgsl', text: tapRowsShader }, tiles: [{ rows: 16, columns: 8 }], wanted: 1, tilesPerWorkgroup: 8, step: 1 },
   tiled: {
     shader: { file: 'conv2d_tiled.wgsl', text: tiledShader },
     tiles: [{ rows: 64, columns: 64, include: tile8x8 }, { rows: 32, columns: 32, include: tile4x4 }],
@@ -120,10 +124,11 @@ const productKernels: Readonly<Record<KernelName | 'subgroup_matrix', Kernel>> =
     step: 4,
   },
 };
-const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'>, Kernel>> = {
+const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'> | 'tap_rows', Kernel>> = {
   direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct, tiles: [{ rows: 8, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }] },
   broadcast: { shader: { file: 'conv2d_grad_weight_broadcast.wgsl', text: gradWeightBroadcastShader }, ...broadcast },
   subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup },
+  tap_rows: { shader: { file: 'conv2d_grad_weight_tap_rows.wgsl', text: gradWeightTapRowsShader }, tiles: [{ rows: 12, columns: 8 }], wanted: 64, tilesPerWorkgroup: 8, step: 4 },
 };
 
 /** The largest tile that leaves enough of them, none much larger than the matrix. */
@@ -153,6 +158,21 @@ function lowerUnfolded<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions,
   lowerProduct(ctx, { ...d, h: p, w: q, c: r * s * c, r: 1, s: 1, stride: 1, padding: [0, 0, 0, 0] }, false, patches);
 }
 
+/** Whether conv2d_tap_rows.wgsl takes these sizes. Of the gradient the same holds: it is a convolution with the same padding. */
+const tapRowsFit = ({ s, stride, padding, q, w }: Dimensions, gradient: boolean): boolean => s === 3 && stride === 1 && padding[2] === 1 && padding[3] === 1 && (gradient ? w : q) % 4 === 0;
+
+/** Whether it is the fastest: on software adapters without shuffles worth their while, where there are enough tiles and few columns of them lie outside. */
+function tapRowsPay({ n, p, q, h, w, c, k }: Dimensions, gradient: boolean, { kind, subgroupSize }: AdapterProfile, packed: PackedFormat | undefined): boolean {
+  const columns = gradient ? c : k;
+  const tiles = Math.ceil((n * (gradient ? h * w : p * q)) / 16) * Math.ceil(columns / 8);
+  // Each number of a quantised weight would fetch its scale again.
+  return kind === 'software' && subgroupSize !== 8 && (packed === undefined || packed === 'f16' || packed === 'bf16') && tiles >= 32 && columns / roundUp(columns, 8) >= 0.75;
+}
+
+/** The same of conv2d_grad_weight_tap_rows.wgsl. */
+const gradWeightTapRowsPay = ({ c, k }: Dimensions, { kind, subgroupSize }: AdapterProfile): boolean =>
+  kind === 'software' && subgroupSize !== 8 && c / roundUp(c, 4) >= 0.75 && k / roundUp(k, 8) >= 0.75;
+
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
 function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean, source: Tensor | TempTensor = ctx.inputs[0]!): void {
   const { inputs, outputs: [y], profile, variant, packed, temp, dispatch } = ctx;
@@ -161,11 +181,14 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
     const shape = winogradShape(d, gradient);
     if (winogradFits(shape, profile) && (variant === 'winograd' || winogradPays(shape, profile))) return emitWinograd(ctx, shape, source as Tensor, filter, y as Tensor);
   }
+  // Variants that a product has beyond convolution.
+  const own = variant === 'winograd' || variant === 'tap_rows' ? undefined : variant;
   if (!gradient && d.r === 1 && d.s === 1 && d.stride === 1 && !d.upsample && d.padding.every((pad) => pad === 0)) {
-    const product = { ...ctx, variant: variant === 'winograd' ? undefined : variant };
+    const product = { ...ctx, variant: own };
     return emitMatmul(product, { batch: 1, m: d.n * d.p * d.q, n: d.k, k: d.c, aStride: 0, bShared: true }, plainProduct, [source, filter], y!);
   }
-  if (unfolds(d, profile) && !gradient) return lowerUnfolded(ctx, d, source as Tensor);
+  const byRows = tapRowsFit(d, gradient) && (variant === 'tap_rows' || (variant === undefined && tapRowsPay(d, gradient, profile, packed(filter))));
+  if (unfolds(d, profile) && !gradient && !byRows) return lowerUnfolded(ctx, d, source as Tensor);
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
   const phaseEdge = gradient ? d.stride : 1;
@@ -176,9 +199,8 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const columns = Math.ceil(yWidth / phaseEdge);
   const phaseM = d.n * rows * columns;
   const taps = d.r * d.s;
-  const forced = variant === 'winograd' ? undefined : variant;
-  const matrices = matrixTiles(profile, forced, { left: source.dtype, right: filter.dtype, packed: packed(filter), m: phaseM, n, k: taps * channels });
-  const name = matrices ? 'subgroup_matrix' : kernelFor(profile, forced, n, 9);
+  const matrices = matrixTiles(profile, own, { left: source.dtype, right: filter.dtype, packed: packed(filter), m: phaseM, n, k: taps * channels });
+  const name = matrices ? 'subgroup_matrix' : byRows ? 'tap_rows' : kernelFor(profile, own, n, 9);
   const kernel: Kernel = matrices ? { ...productKernels[name], tiles: matrices } : productKernels[name];
   const tapK = roundUp(channels, kernel.step);
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
@@ -195,15 +217,15 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const target = slices === 1 ? y! : temp('partial sums', [slices, ...y!.shape]);
 
   const byScalars = name === 'broadcast';
-  const xWide = channels % 4 === 0 && !byScalars;
+  const xWide = channels % 4 === 0 && !byScalars && !byRows;
   const store = n % 4 === 0 && !byScalars ? 4 : 1;
   let read: Bindable = filter;
   if (gradient && name === 'broadcast') {
     read = temp('transposed filter', [taps, d.k, d.c], filter.dtype);
     emitCopy({ dispatch, profile, variant: undefined }, { from: filter, to: read, dims: read.shape, fromStrides: [d.c * d.k, 1, d.k], toStrides: [d.c * d.k, d.c, 1] });
   }
-  // The subgroup kernel reads a transposed filter down its columns.
-  const wide = !byScalars && !(gradient && name === 'subgroup');
+  // These read a transposed filter down its columns.
+  const wide = !byScalars && !(gradient && (name === 'subgroup' || name === 'tap_rows'));
   const operand = weightOperand({ dtype: filter.dtype, packed: packed(filter), even: d.k % 4 === 0, wide, transposed: gradient && !byScalars });
   dispatch({
     shader: kernel.shader,
@@ -273,7 +295,7 @@ export const conv2dOp = defineOp<ConvAttrs>({
   lower(ctx) {
     lowerProduct(ctx, dimensions(ctx.inputs[0]!.shape, ctx.inputs[1]!.shape, ctx.attrs), false);
   },
-  variants: [...productVariants, 'winograd'],
+  variants: [...productVariants, 'tap_rows', 'winograd'],
   flops: ([x, w], _, attrs) => flops(dimensions(x!.shape, w!.shape, attrs)),
   grad({ graph, inputs: [x, w], outputGrads, attrs, needs }) {
     const dy = outputGrads[0]!;
@@ -319,7 +341,7 @@ export const conv2dGradInputOp = defineOp<GradInputAttrs>({
   lower(ctx) {
     lowerProduct(ctx, gradInputDimensions(ctx.inputs, ctx.attrs), true);
   },
-  variants: [...productVariants, 'winograd'],
+  variants: [...productVariants, 'tap_rows', 'winograd'],
   flops: (inputs, _, attrs) => flops(gradInputDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_input appears in gradients only, and gradients of gradients are not built' },
 });
@@ -343,7 +365,8 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
   lower({ inputs, outputs: [dw], attrs, profile, variant, temp, dispatch }) {
     const [x, dy] = inputs as [Tensor, Tensor];
     const d = gradWeightDimensions(inputs, attrs);
-    const name = kernelFor(profile, variant, d.k, 9);
+    const byRows = tapRowsFit(d, false) && (variant === 'tap_rows' || (variant === undefined && gradWeightTapRowsPay(d, profile)));
+    const name = byRows ? 'tap_rows' : kernelFor(profile, variant === 'tap_rows' ? undefined : variant, d.k, 9);
     const kernel = gradWeightKernels[name === 'tiled' ? 'direct' : name];
     // The direct kernel is what GPUs run, too: there a workgroup must fill their lanes.
     const lanes = kernel === gradWeightKernels.direct ? (profile.kind === 'gpu' ? 32 : 8) : undefined;
@@ -404,7 +427,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     });
     if ('temp' in target) dispatch(splitSum(target, dw!, slices));
   },
-  variants: ['direct', 'broadcast', 'subgroup'],
+  variants: ['direct', 'broadcast', 'subgroup', 'tap_rows'],
   flops: (inputs, _, attrs) => flops(gradWeightDimensions(inputs, attrs)),
   grad: { notDifferentiable: 'conv2d_grad_weight appears in gradients only, and gradients of gradients are not built' },
 });
@@ -459,6 +482,8 @@ const caseShapes: readonly Case[] = [
   { name: 'stride 3, filter 4x2, uneven padding', x: [1, 11, 10, 6], w: [4, 2, 5], stride: 3, padding: [2, 0, 1, 3] },
   { name: 'few channels, stride 3, filter 5x2, uneven padding', x: [2, 11, 10, 3], w: [5, 2, 18], stride: 3, padding: [2, 0, 1, 3], packed: true },
   { name: 'few channels, padding beyond the filter', x: [2, 3, 4, 8], w: [2, 3, 24], padding: [3, 4, 0, 5] },
+  { name: 'rows of 4, filter 2x3, uneven padding above and below', x: [2, 5, 12, 5], w: [2, 3, 11], padding: [2, 0, 1, 1], packed: true },
+  { name: 'rows of 4, filter 1x3', x: [3, 1, 8, 10], w: [1, 3, 20], padding: [0, 0, 1, 1] },
   { name: 'stride beyond the filter', x: [1, 9, 9, 4], w: [2, 2, 4], stride: 4 },
   { name: 'patches of 4x4', x: [2, 8, 12, 3], w: [4, 4, 12], stride: 4 },
   { name: 'padding beyond the filter', x: [1, 3, 4, 4], w: [2, 3, 4], padding: [3, 4, 0, 5] },
@@ -487,6 +512,7 @@ function cases<A extends ConvAttrs>(make: (d: Dimensions, x: readonly number[], 
 
 const upsampled: readonly Case[] = [
   { name: 'upsampled', x: [2, 4, 5, 8], w: [3, 3, 4], padding: same, upsample: true, packed: true },
+  { name: 'upsampled, rows of 4', x: [2, 3, 6, 9], w: [3, 3, 17], padding: same, upsample: true, packed: true },
   { name: 'upsampled, odd channels, stride 2', x: [1, 5, 3, 3], w: [3, 3, 5], padding: same, stride: 2, upsample: true },
 ];
 
