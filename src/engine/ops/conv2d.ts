@@ -10,7 +10,7 @@ import unfoldShader from '../../../shaders/unfold.wgsl';
 import type { AdapterProfile } from '../device';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
-import { defineOp, opTests, type Bindable, type LowerContext, type RefTensor, type TempTensor } from '../op';
+import { defineOp, opTests, type Bindable, type LowerContext, type RefTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { dtypeBytes, numel, showShape } from '../shape';
@@ -132,14 +132,16 @@ const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: nu
 
 /**
  * Whether to lay the pixels of all taps side by side first. A tap of few channels is a loop of few turns, and on software adapters each start of a loop costs as
- * much as two of its turns: 3 to 64 channels at 64x64 took 15 ms on SwiftShader and 7 so, 8 to 64 took 13 and 10.
+ * much as two of its turns: at 64x64 on SwiftShader 3 to 64 channels take 0.4 of the time so, 8 to 64 take 0.8. Where channels less than double there is nothing to win
+ * for a workspace several times as large as the result, and up to 16 only to lose where the product's tile is twice as wide (llvmpipe: 4 to 16 take 1.3 times as long, 8 to 32 0.8).
  */
-const unfolds = ({ n, p, q, r, s, c, k, upsample }: Dimensions, { kind, limits }: AdapterProfile): boolean =>
-  kind === 'software' && r * s > 1 && !upsample && c <= 8 && k >= 16 && 4 * n * p * q * r * s * c <= limits.maxStorageBufferBindingSize;
+const unfolds = ({ n, p, q, r, s, c, k, upsample }: Dimensions, { kind, subgroupSize, limits }: AdapterProfile): boolean =>
+  kind === 'software' && r * s > 1 && !upsample && c <= 8 && k > Math.max(2 * c, subgroupSize === 8 ? 16 : 15) && 4 * n * p * q * r * s * c <= limits.maxStorageBufferBindingSize;
 
 /** `source` convolved with the filter as one product with the filter's r·s·c rows, after shaders/unfold.wgsl. */
-function lowerUnfolded<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, source: Tensor): void {
+function lowerUnfolded(ctx: LowerContext<ConvAttrs>, d: Dimensions): void {
   const { n, h, w, c, r, s, p, q, stride, padding } = d;
+  const source = ctx.inputs[0]!;
   const patches = ctx.temp('unfolded input', [n, p, q, r * s * c], source.dtype);
   ctx.dispatch({
     shader: { file: 'unfold.wgsl', text: unfoldShader },
@@ -150,22 +152,25 @@ function lowerUnfolded<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions,
     workgroups: Math.ceil((n * p * q) / 64),
     cost: { flops: 0, bytes: source.bytes + numel(patches.shape) * dtypeBytes[source.dtype] },
   });
-  lowerProduct(ctx, { ...d, h: p, w: q, c: r * s * c, r: 1, s: 1, stride: 1, padding: [0, 0, 0, 0] }, false, patches);
+  lowerAsMatmul(ctx, d, patches);
+}
+
+/** `source`, whose pixels hold all that a result pixel reads, times the filter's r·s·c rows. */
+function lowerAsMatmul({ variant, ...ctx }: LowerContext<ConvAttrs>, { n, p, q, r, s, c, k }: Dimensions, source: Bindable): void {
+  const product = { ...ctx, variant: variant === 'winograd' ? undefined : variant };
+  emitMatmul(product, { batch: 1, m: n * p * q, n: k, k: r * s * c, aStride: 0, bShared: true }, plainProduct, [source, ctx.inputs[1]!], ctx.outputs[0]!);
 }
 
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
-function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean, source: Tensor | TempTensor = ctx.inputs[0]!): void {
+function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean): void {
   const { inputs, outputs: [y], profile, variant, packed, temp, dispatch } = ctx;
-  const filter = inputs[1]!;
+  const [source, filter] = inputs as [Tensor, Tensor];
   if ((variant === 'winograd' || (variant === undefined && gradient)) && d.r === 3 && d.s === 3 && d.stride === 1 && !packed(filter)) {
     const shape = winogradShape(d, gradient);
-    if (winogradFits(shape, profile) && (variant === 'winograd' || winogradPays(shape, profile))) return emitWinograd(ctx, shape, source as Tensor, filter, y as Tensor);
+    if (winogradFits(shape, profile) && (variant === 'winograd' || winogradPays(shape, profile))) return emitWinograd(ctx, shape, source, filter, y!);
   }
-  if (!gradient && d.r === 1 && d.s === 1 && d.stride === 1 && !d.upsample && d.padding.every((pad) => pad === 0)) {
-    const product = { ...ctx, variant: variant === 'winograd' ? undefined : variant };
-    return emitMatmul(product, { batch: 1, m: d.n * d.p * d.q, n: d.k, k: d.c, aStride: 0, bShared: true }, plainProduct, [source, filter], y!);
-  }
-  if (unfolds(d, profile) && !gradient) return lowerUnfolded(ctx, d, source as Tensor);
+  if (!gradient && d.r === 1 && d.s === 1 && d.stride === 1 && !d.upsample && d.padding.every((pad) => pad === 0)) return lowerAsMatmul(ctx, d, source);
+  if (unfolds(d, profile) && !gradient) return lowerUnfolded(ctx, d);
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
   const phaseEdge = gradient ? d.stride : 1;
@@ -246,7 +251,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
       upsample: Number(d.upsample && !gradient),
     },
     workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
-    ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: numel(source.shape) * dtypeBytes[source.dtype] + filter.bytes + numel(target.shape) * 4 } }),
+    ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: source.bytes + filter.bytes + numel(target.shape) * 4 } }),
   });
   if ('temp' in target) dispatch(splitSum(target, y!, slices));
 }
