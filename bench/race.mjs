@@ -51,7 +51,7 @@ async function prepareData(w, weights) {
   await writeFile(stamp, now);
 }
 
-const median = (values) => {
+export const median = (values) => {
   const sorted = [...values].sort((a, b) => a - b);
   return (sorted[(sorted.length - 1) >> 1] + sorted[sorted.length >> 1]) / 2;
 };

@@ -7,6 +7,7 @@ import { readFile, readdir, writeFile } from 'node:fs/promises';
 import { basename, join, relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { root } from '../scripts/build.mjs';
+import { median } from './race.mjs';
 
 const ours = 'bruit';
 
@@ -149,6 +150,15 @@ export async function writeReport(file, record) {
   await writeFile(`${stem}.md`, report(record, plot ? `${basename(stem)}.svg` : undefined));
 }
 
+/** A race in a sentence, if bruit and a peer ran any of its rows: worst, best and median share of the fastest peer's speed. */
+function summary({ results }) {
+  const ratios = Object.values(results)
+    .flatMap(({ name, engines }) => (bestPeer(engines) && usable(engines[ours]) ? [{ name, ratio: bestPeer(engines)[1].median_ms / engines[ours].median_ms }] : []))
+    .sort((a, b) => a.ratio - b.ratio);
+  const show = ({ name, ratio }) => `${ratio.toFixed(2)}x (${name})`;
+  return ratios.length ? [`${show(ratios[0])} to ${show(ratios.at(-1))} the fastest peer's speed over ${ratios.length} rows, median ${median(ratios.map(({ ratio }) => ratio)).toFixed(2)}x.`] : [];
+}
+
 /** The races in bench/results/, which holds other things, too. */
 export async function readRaces() {
   const directory = join(root, 'bench', 'results');
@@ -169,11 +179,7 @@ export function readmeSection(records) {
   const sections = records.map(({ file, record }) => {
     const { times, memory, large } = markdownTables(record);
     const link = relative(root, file).replace(/\.json$/, '.md');
-    if (record.title) {
-      const ratios = Object.values(record.results).flatMap(({ name, engines }) => (bestPeer(engines) && usable(engines[ours]) ? [{ name, ratio: bestPeer(engines)[1].median_ms / engines[ours].median_ms }] : []));
-      const [least, ...others] = ratios.sort((a, b) => a.ratio - b.ratio);
-      return `**${title(record)}** ([table](${link})): ${least.ratio.toFixed(2)}x (${least.name}) to ${others.at(-1).ratio.toFixed(2)}x (${others.at(-1).name}) the fastest peer's speed over ${ratios.length} rows, median ${ratios[ratios.length >> 1].ratio.toFixed(2)}x.`;
-    }
+    if (record.title) return [`**${title(record)}** ([table](${link}))`, ...summary(record)].join(': ');
     return [`**${title(record)}** ([all numbers](${link}))`, '', times, ...(large ? ['', memory] : [])].join('\n');
   });
   return ['<!-- bench:start -->', intro, ...sections.map((s) => `\n${s}`), '<!-- bench:end -->'].join('\n');

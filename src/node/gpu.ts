@@ -33,9 +33,16 @@ export function createNodeGPU(dawnOptions: readonly string[] = []): GPU {
   Object.assign(globalThis, globals);
   pollGently();
   options = [...dawnOptions];
-  const toggles = process.env[dawnVariable];
-  instance = create([...dawnOptions, ...(toggles ? [`enable-dawn-features=${toggles}`] : [])]);
+  instance = create(withToggles(dawnOptions, process.env[dawnVariable]));
   return instance;
+}
+
+/** Of options of one name Dawn's binding takes the last, so the toggles join those that the caller enables. */
+function withToggles(dawnOptions: readonly string[], toggles: string | undefined): string[] {
+  if (!toggles) return [...dawnOptions];
+  const name = 'enable-dawn-features=';
+  const enabled = dawnOptions.filter((option) => option.startsWith(name)).map((option) => option.slice(name.length));
+  return [...dawnOptions.filter((option) => !option.startsWith(name)), name + [...enabled, toggles].join(',')];
 }
 
 /**

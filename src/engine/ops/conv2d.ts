@@ -13,7 +13,7 @@ import type { PackedFormat } from '../buffer_view';
 import type { AdapterProfile } from '../device';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
-import { defineOp, opTests, type Bindable, type LowerContext, type RefTensor, type TempTensor } from '../op';
+import { defineOp, opTests, type Bindable, type LowerContext, type RefTensor } from '../op';
 import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { dtypeBytes, numel, showShape } from '../shape';
@@ -137,14 +137,16 @@ const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: nu
 
 /**
  * Whether to lay the pixels of all taps side by side first. A tap of few channels is a loop of few turns, and on software adapters each start of a loop costs as
- * much as two of its turns: 3 to 64 channels at 64x64 took 15 ms on SwiftShader and 7 so, 8 to 64 took 13 and 10.
+ * much as two of its turns: at 64x64 on SwiftShader 3 to 64 channels take 0.4 of the time so, 8 to 64 take 0.8. Where channels less than double there is nothing to win
+ * for a workspace several times as large as the result, and up to 16 only to lose where the product's tile is twice as wide (llvmpipe: 4 to 16 take 1.3 times as long, 8 to 32 0.8).
  */
-const unfolds = ({ n, p, q, r, s, c, k, upsample }: Dimensions, { kind, limits }: AdapterProfile): boolean =>
-  kind === 'software' && r * s > 1 && !upsample && c <= 8 && k >= 16 && 4 * n * p * q * r * s * c <= limits.maxStorageBufferBindingSize;
+const unfolds = ({ n, p, q, r, s, c, k, upsample }: Dimensions, { kind, subgroupSize, limits }: AdapterProfile): boolean =>
+  kind === 'software' && r * s > 1 && !upsample && c <= 8 && k > Math.max(2 * c, subgroupSize === 8 ? 16 : 15) && 4 * n * p * q * r * s * c <= limits.maxStorageBufferBindingSize;
 
 /** `source` convolved with the filter as one product with the filter's r·s·c rows, after shaders/unfold.wgsl. */
-function lowerUnfolded<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, source: Tensor): void {
+function lowerUnfolded(ctx: LowerContext<ConvAttrs>, d: Dimensions): void {
   const { n, h, w, c, r, s, p, q, stride, padding } = d;
+  const source = ctx.inputs[0]!;
   const patches = ctx.temp('unfolded input', [n, p, q, r * s * c], source.dtype);
   ctx.dispatch({
     shader: { file: 'unfold.wgsl', text: unfoldShader },
@@ -155,7 +157,16 @@ function lowerUnfolded<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions,
     workgroups: Math.ceil((n * p * q) / 64),
     cost: { flops: 0, bytes: source.bytes + numel(patches.shape) * dtypeBytes[source.dtype] },
   });
-  lowerProduct(ctx, { ...d, h: p, w: q, c: r * s * c, r: 1, s: 1, stride: 1, padding: [0, 0, 0, 0] }, false, patches);
+  lowerAsMatmul(ctx, d, patches);
+}
+
+/** Of a forced variant, what a product has besides convolution. */
+const ownVariant = (variant: string | undefined): string | undefined => (variant === 'winograd' || variant === 'tap_rows' ? undefined : variant);
+
+/** `source`, whose pixels hold all that a result pixel reads, times the filter's r·s·c rows. */
+function lowerAsMatmul({ variant, ...ctx }: LowerContext<ConvAttrs>, { n, p, q, r, s, c, k }: Dimensions, source: Bindable): void {
+  const product = { ...ctx, variant: ownVariant(variant) };
+  emitMatmul(product, { batch: 1, m: n * p * q, n: k, k: r * s * c, aStride: 0, bShared: true }, plainProduct, [source, ctx.inputs[1]!], ctx.outputs[0]!);
 }
 
 /** Whether conv2d_tap_rows.wgsl takes these sizes. Of the gradient the same holds: it is a convolution with the same padding. */
@@ -174,21 +185,17 @@ const gradWeightTapRowsPay = ({ c, k }: Dimensions, { kind, subgroupSize }: Adap
   kind === 'software' && subgroupSize !== 8 && c / roundUp(c, 4) >= 0.75 && k / roundUp(k, 8) >= 0.75;
 
 /** `source` convolved with the filter, or (gradient) dL/dx from dL/dy: see lib/conv2d_operands.wgsl. */
-function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean, source: Tensor | TempTensor = ctx.inputs[0]!): void {
+function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, gradient: boolean): void {
   const { inputs, outputs: [y], profile, variant, packed, temp, dispatch } = ctx;
-  const filter = inputs[1]!;
+  const [source, filter] = inputs as [Tensor, Tensor];
   if ((variant === 'winograd' || (variant === undefined && gradient)) && d.r === 3 && d.s === 3 && d.stride === 1 && !packed(filter)) {
     const shape = winogradShape(d, gradient);
-    if (winogradFits(shape, profile) && (variant === 'winograd' || winogradPays(shape, profile))) return emitWinograd(ctx, shape, source as Tensor, filter, y as Tensor);
+    if (winogradFits(shape, profile) && (variant === 'winograd' || winogradPays(shape, profile))) return emitWinograd(ctx, shape, source, filter, y!);
   }
-  // Variants that a product has beyond convolution.
-  const own = variant === 'winograd' || variant === 'tap_rows' ? undefined : variant;
-  if (!gradient && d.r === 1 && d.s === 1 && d.stride === 1 && !d.upsample && d.padding.every((pad) => pad === 0)) {
-    const product = { ...ctx, variant: own };
-    return emitMatmul(product, { batch: 1, m: d.n * d.p * d.q, n: d.k, k: d.c, aStride: 0, bShared: true }, plainProduct, [source, filter], y!);
-  }
+  if (!gradient && d.r === 1 && d.s === 1 && d.stride === 1 && !d.upsample && d.padding.every((pad) => pad === 0)) return lowerAsMatmul(ctx, d, source);
   const byRows = tapRowsFit(d, gradient) && (variant === 'tap_rows' || (variant === undefined && tapRowsPay(d, gradient, profile, packed(filter))));
-  if (unfolds(d, profile) && !gradient && !byRows) return lowerUnfolded(ctx, d, source as Tensor);
+  if (unfolds(d, profile) && !gradient && !byRows) return lowerUnfolded(ctx, d);
+  const own = ownVariant(variant);
   const channels = gradient ? d.k : d.c;
   const n = gradient ? d.c : d.k;
   const phaseEdge = gradient ? d.stride : 1;
@@ -268,7 +275,7 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
       upsample: Number(d.upsample && !gradient),
     },
     workgroups: Math.ceil((count(tile) * slices) / kernel.tilesPerWorkgroup),
-    ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: numel(source.shape) * dtypeBytes[source.dtype] + filter.bytes + numel(target.shape) * 4 } }),
+    ...(slices === 1 ? { epilogueWidth: store } : { cost: { flops: flops(d), bytes: source.bytes + filter.bytes + numel(target.shape) * 4 } }),
   });
   if ('temp' in target) dispatch(splitSum(target, y!, slices));
 }
@@ -366,7 +373,7 @@ export const conv2dGradWeightOp = defineOp<GradWeightAttrs>({
     const [x, dy] = inputs as [Tensor, Tensor];
     const d = gradWeightDimensions(inputs, attrs);
     const byRows = tapRowsFit(d, false) && (variant === 'tap_rows' || (variant === undefined && gradWeightTapRowsPay(d, profile)));
-    const name = byRows ? 'tap_rows' : kernelFor(profile, variant === 'tap_rows' ? undefined : variant, d.k, 9);
+    const name = byRows ? 'tap_rows' : kernelFor(profile, ownVariant(variant), d.k, 9);
     const kernel = gradWeightKernels[name === 'tiled' ? 'direct' : name];
     // The direct kernel is what GPUs run, too: there a workgroup must fill their lanes.
     const lanes = kernel === gradWeightKernels.direct ? (profile.kind === 'gpu' ? 32 : 8) : undefined;
