@@ -1,7 +1,7 @@
 // Convolution with 3x3 filters at stride 1 as Winograd's minimal filtering F(2x2, 3x3) (Lavin & Gray 2015): transform filter and image, multiply
 // as 16 matrix products, transform back. 16 multiplications for four pixels where the sum takes 36.
 //   filter: filters[16, channels, outputs] of w [3,3,C,K]; as the gradient wants it (GRADIENT): turned by 180 degrees, with C and K in each other's role
-//   input:  image[16, tiles, channels] of x; a tile covers 4x4 pixels, the next begins two further
+//   input:  image[16, tiles, channels] of source (x, or dy of the gradient); a tile covers 4x4 pixels, the next begins two further
 //   output: y of products[16, tiles, outputs]
 // include lib/index.wgsl
 // prologue
@@ -14,24 +14,24 @@ const GRADIENT = false;
 // include lib/pointwise.wgsl
 
 struct Params {
-  channels: u32, // of x
+  channels: u32, // of source
   outputs: u32, // channels of y
   tiles_y: u32,
   tiles_x: u32,
   tiles: u32, // of all images
-  height: u32, // of x, after the upsampling
+  height: u32, // of source, after the upsampling
   width: u32,
   y_height: u32,
   y_width: u32,
   pad_top: u32, // modulo 2³²: the gradient's may be negative
   pad_left: u32,
-  upsample: u32, // 1: x is read enlarged twice
+  upsample: u32, // 1: source is read enlarged twice
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> w: array<W>;
 @group(0) @binding(2) var<storage, read_write> filters: array<f32>;
-@group(0) @binding(3) var<storage, read> x: array<X>;
+@group(0) @binding(3) var<storage, read> source: array<X>;
 @group(0) @binding(4) var<storage, read_write> image: array<vec4<f32>>;
 @group(0) @binding(5) var<storage, read> products: array<vec4<f32>>;
 @group(0) @binding(6) var<storage, read_write> y: array<Y>;
@@ -86,7 +86,7 @@ fn pixel(n: u32, row: u32, column: u32, group: u32) -> vec4<f32> {
     return vec4(0.0);
   }
   let at = (n * (params.height >> params.upsample) + (row >> params.upsample)) * (params.width >> params.upsample) + (column >> params.upsample);
-  return vec4<f32>(x[at * (params.channels / 4u) + group]);
+  return vec4<f32>(source[at * (params.channels / 4u) + group]);
 }
 
 @compute @workgroup_size(64)

@@ -70,7 +70,7 @@ export function emitWinograd(ctx: LowerContext<object>, d: WinogradShape, x: Ten
       ...more,
     });
   transform('filter_transform', channels * outputs, w, u, { w, filters: u });
-  transform('input_transform', (tiles * channels) / 4, x, v, { x, image: v });
+  transform('input_transform', (tiles * channels) / 4, x, v, { source: x, image: v });
   let flops = 2 * d.n * d.to[0] * d.to[1] * channels * outputs * 9;
   const product = {
     ...ctx,
