@@ -393,7 +393,7 @@ export const trust = {
       // While it trains: what was kept is carried on with.
       await victim.tab('train');
       await victim.ready('Train');
-      await victim.fill('Steps of training', '20');
+      await victim.fill('Steps of training', '30');
       await victim.fill('Batch', '4');
       await victim.fill('Picture and checkpoint every', '5');
       await victim.press('Train');
@@ -401,13 +401,13 @@ export const trust = {
       await lose();
       await close();
       await victim.ready('Carry on', 60_000);
-      const at = await page.$eval('#panel-train .plan', (e) => Number(/at step (\d+) of 20/.exec(e.textContent)[1]));
-      check(at >= 5 && at < 20, `the run stands at step ${at}`);
+      const at = await page.$eval('#panel-train .plan', (e) => Number(/at step (\d+) of 30/.exec(e.textContent)[1]));
+      check(at >= 5 && at < 30, `the run stands at step ${at}`);
       await victim.press('Carry on');
-      await victim.until(() => /step 20 of 20/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
+      await victim.until(() => /step 30 of 30/.test(document.querySelector('#panel-train .stage').textContent), 120_000);
       await victim.ready('Save checkpoint');
       const rows = strFromU8(unzipSync(await victim.download('Save checkpoint'))['metrics.jsonl']).trim().split('\n').map(JSON.parse);
-      check(rows.length === 20 && rows.every((r, i) => r.step === i && Number.isFinite(r.loss)), `the run has ${rows.length} rows of metrics`);
+      check(rows.length === 30 && rows.every((r, i) => r.step === i && Number.isFinite(r.loss)), `the run has ${rows.length} rows of metrics`);
 
       // A text that the model's tokenizer never gets through: Stop ends it all the same.
       await victim.tab('sample');
