@@ -68,7 +68,41 @@ const tests = {
     const made = JSON.parse(text.parameters);
     check(made.seed === 8 && made.steps === 6 && made.scheduler === 'DDIMScheduler', `parameters ${text.parameters}`);
     const gif = await person.download('Save trajectory as GIF');
-    check(gif.toString('latin1', 0, 6) === 'GIF89a' && gif.length > 5000, 'no GIF');
+    // Every frame, as the browser decodes it: six steps and the result, of one size; the first is what the canvas shows since it was scrubbed to the start.
+    const animation = await person.page.evaluate(async (bytes) => {
+      const decoder = new globalThis.ImageDecoder({ data: new Uint8Array(bytes), type: 'image/gif' });
+      await Promise.all([decoder.tracks.ready, decoder.completed]);
+      const { frameCount } = decoder.tracks.selectedTrack;
+      const frames = [];
+      for (let frameIndex = 0; frameIndex < frameCount; frameIndex++) {
+        const { image } = await decoder.decode({ frameIndex });
+        const { displayWidth: width, displayHeight: height } = image;
+        const context = new OffscreenCanvas(width, height).getContext('2d');
+        context.drawImage(image, 0, 0);
+        frames.push({ width, height, milliseconds: image.duration / 1000, data: context.getImageData(0, 0, width, height).data });
+        image.close();
+      }
+      // Four images in a square; the canvas has its gaps and its zoom, the file others: pixels are compared at the same places of the same images.
+      const canvas = document.querySelector('#panel-sample canvas');
+      const shown = new OffscreenCanvas(canvas.width, canvas.height).getContext('2d');
+      shown.drawImage(canvas, 0, 0);
+      const { data } = shown.getImageData(0, 0, canvas.width, canvas.height);
+      const at = (pixels, side, gap, around, image, u, v) => {
+        const each = (side - gap - 2 * around) / 2;
+        const x = Math.floor(around + (image % 2) * (each + gap) + (u + 0.5) * (each / 28));
+        const y = Math.floor(around + (image >> 1) * (each + gap) + (v + 0.5) * (each / 28));
+        return pixels[4 * (y * side + x)];
+      };
+      const difference = (frame) => {
+        let sum = 0;
+        for (let image = 0; image < 4; image++) for (let v = 0; v < 28; v++) for (let u = 0; u < 28; u++) sum += Math.abs(at(frame.data, frame.width, 2, 2, image, u, v) - at(data, canvas.width, 4, 0, image, u, v));
+        return sum / (4 * 28 * 28);
+      };
+      return { sizes: frames.map(({ width, height }) => `${width}x${height}`), times: frames.map((f) => f.milliseconds), first: difference(frames[0]), last: difference(frames.at(-1)) };
+    }, [...gif]);
+    check(gif.toString('latin1', 0, 6) === 'GIF89a' && animation.sizes.length === 7 && new Set(animation.sizes).size === 1, `the GIF has frames of ${animation.sizes}`);
+    check(animation.times.slice(0, 6).every((t) => t === 80) && animation.times[6] === 2000, `frames are shown for ${animation.times} ms`);
+    check(animation.first < 4 && animation.last > 15, `mean differences to the canvas: ${animation.last} of the last frame, ${animation.first} of the first`);
     await person.ready('Save trajectory as WebM');
     const webm = await person.download('Save trajectory as WebM');
     check(webm.readUInt32BE(0) === 0x1a45dfa3 && webm.includes('webm') && /V_VP[89]/.test(webm.toString('latin1')), 'no WebM');
