@@ -9,6 +9,7 @@ alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = false;
 const CHANNEL_EDGE = false;
+const FEW_CHANNELS = false;
 const GRADIENT = false; // the result is the gradient of the input: the filter is read transposed, and its taps in reverse
 // end prologue
 // include lib/pointwise.wgsl
@@ -61,6 +62,68 @@ fn add_tap(row: u32, channel: u32, n: u32, x0: vec4<f32>, x1: vec4<f32>, x2: vec
   c31 = add_outer(c31, w1, x3);
 }
 
+// Of each block of four pixels: row of the result, column and image's first row in the source, and whether it begins or ends a row.
+struct Blocks {
+  row: vec4<u32>,
+  column: vec4<u32>,
+  image: vec4<u32>,
+  starts: vec4<bool>,
+  ends: vec4<bool>,
+}
+
+fn blocks_at(m: u32) -> Blocks {
+  let first = vec4<u32>(m, m + 4u, m + 8u, m + 12u);
+  let column = first % params.y_width;
+  let line = first / params.y_width;
+  return Blocks(
+    line % params.y_height,
+    column >> vec4<u32>(params.upsample),
+    line / params.y_height * (params.height >> params.upsample),
+    column == vec4<u32>(0u),
+    column + 4u == vec4<u32>(params.y_width),
+  );
+}
+
+// What one row of taps reads: the blocks' first elements and which of theirs lie inside (see `window`), and rows of the filter.
+struct TapRow {
+  at: vec4<u32>,
+  inside: vec4<bool>,
+  before: vec4<bool>,
+  after: vec4<bool>,
+  left: u32,
+  middle: u32,
+  right: u32,
+}
+
+fn tap_row(blocks: Blocks, r: u32) -> TapRow {
+  // Zeros above the image; in the gradient, the taps below a pixel come first.
+  let above = select(params.pad_top, params.taps_y - 1u - params.pad_top, GRADIENT);
+  // Negative positions are large unsigned ones.
+  let row = blocks.row + r - above;
+  let inside = row < vec4<u32>(params.height);
+  let tap = select(r, params.taps_y - 1u - r, GRADIENT);
+  let taps = taps_of(0u);
+  return TapRow(
+    ((blocks.image + (row >> vec4<u32>(params.upsample))) * (params.width >> params.upsample) + blocks.column) * params.channels,
+    inside,
+    inside & !blocks.starts,
+    inside & !blocks.ends,
+    filter_row(taps, vec2<u32>(tap, select(0u, 2u, GRADIENT))),
+    filter_row(taps, vec2<u32>(tap, 1u)),
+    filter_row(taps, vec2<u32>(tap, select(2u, 0u, GRADIENT))),
+  );
+}
+
+fn add_channel(taps: TapRow, c: u32, n: u32) {
+  let w0 = window(taps.at.x + c, taps.inside.x, taps.before.x, taps.after.x);
+  let w1 = window(taps.at.y + c, taps.inside.y, taps.before.y, taps.after.y);
+  let w2 = window(taps.at.z + c, taps.inside.z, taps.before.z, taps.after.z);
+  let w3 = window(taps.at.w + c, taps.inside.w, taps.before.w, taps.after.w);
+  add_tap(taps.left, c, n, w0.left, w1.left, w2.left, w3.left);
+  add_tap(taps.middle, c, n, w0.middle, w1.middle, w2.middle, w3.middle);
+  add_tap(taps.right, c, n, w0.right, w1.right, w2.right, w3.right);
+}
+
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let i = flat_workgroup(id, count) * 8u + lane;
@@ -69,45 +132,28 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   }
   let m = i / params.tiles_n * 16u;
   let n = i % params.tiles_n * 8u;
-  // Of each block of four pixels: image, row and column of the first.
-  let first = vec4<u32>(m, m + 4u, m + 8u, m + 12u);
-  let column = first % params.y_width;
-  let line = first / params.y_width;
-  let row = line % params.y_height;
   let upsampled = params.upsample == 1u;
-  let shift = vec4<u32>(1u);
-  let width = select(params.width, params.width / 2u, upsampled);
-  let height = select(params.height, params.height / 2u, upsampled);
-  let image = line / params.y_height * height;
-  let source_column = select(column, column >> shift, upsampled);
   step_1 = select(params.channels, 0u, upsampled);
   step_2 = select(2u * params.channels, params.channels, upsampled);
   step_3 = select(3u * params.channels, params.channels, upsampled);
   step_4 = select(4u * params.channels, 2u * params.channels, upsampled);
-  let starts = column == vec4<u32>(0u);
-  let ends = column + 4u == vec4<u32>(params.y_width);
-  let taps = taps_of(0u);
-  // Zeros above the image; in the gradient, the taps below a pixel come first.
-  let above = select(params.pad_top, params.taps_y - 1u - params.pad_top, GRADIENT);
-  for (var r = 0u; r < params.taps_y; r++) {
-    // Negative positions are large unsigned ones.
-    let source_row = row + r - above;
-    let inside = source_row < vec4<u32>(params.height);
-    let before = inside & !starts;
-    let after = inside & !ends;
-    let at = ((image + select(source_row, source_row >> shift, upsampled)) * width + source_column) * params.channels;
-    let tap = select(r, params.taps_y - 1u - r, GRADIENT);
-    let left = filter_row(taps, vec2<u32>(tap, select(0u, 2u, GRADIENT)));
-    let middle = filter_row(taps, vec2<u32>(tap, 1u));
-    let right = filter_row(taps, vec2<u32>(tap, select(2u, 0u, GRADIENT)));
-    for (var c = 0u; c < params.channels; c++) {
-      let w0 = window(at.x + c, inside.x, before.x, after.x);
-      let w1 = window(at.y + c, inside.y, before.y, after.y);
-      let w2 = window(at.z + c, inside.z, before.z, after.z);
-      let w3 = window(at.w + c, inside.w, before.w, after.w);
-      add_tap(left, c, n, w0.left, w1.left, w2.left, w3.left);
-      add_tap(middle, c, n, w0.middle, w1.middle, w2.middle, w3.middle);
-      add_tap(right, c, n, w0.right, w1.right, w2.right, w3.right);
+  let blocks = blocks_at(m);
+  if (FEW_CHANNELS) {
+    // One loop over rows of taps and channels: starting a loop costs as much as half a turn of it.
+    var r = 0u;
+    var c = 0u;
+    for (var turn = 0u; turn < params.taps_y * params.channels; turn++) {
+      add_channel(tap_row(blocks, r), c, n);
+      let last = c + 1u == params.channels;
+      c = select(c + 1u, 0u, last);
+      r = select(r, r + 1u, last);
+    }
+  } else {
+    for (var r = 0u; r < params.taps_y; r++) {
+      let taps = tap_row(blocks, r);
+      for (var c = 0u; c < params.channels; c++) {
+        add_channel(taps, c, n);
+      }
     }
   }
   store_blocks(m, n, 16u, 8u);

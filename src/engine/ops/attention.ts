@@ -31,8 +31,6 @@ export interface AttentionAttrs {
 
 /** WGSL grants a function 8 KiB of variables; accumulators of four rows take 64 bytes for every four channels. */
 const maxHead = 256;
-/** Query rows (or keys) of a direct kernel's workgroup: eight lanes of four. */
-const directRows = 32;
 const tiledRows = 16;
 const broadcastRows = 8;
 
@@ -99,6 +97,9 @@ interface RowKernel {
   readonly bindings: Readonly<Record<string, Bindable>>;
   /** Query rows or keys that workgroups share out. */
   readonly rows: number;
+  /** Lanes of a direct kernel's workgroup, and query rows (or keys) of a lane. */
+  readonly lanes: number;
+  readonly rowsOfLane: number;
   /** Largest D/4 at which a direct kernel keeps its own rows in registers. */
   readonly resident: number;
   /** Channels/4 of a slice where a direct kernel works on slices of heads. */
@@ -109,12 +110,12 @@ interface RowKernel {
 const roomFor = (head4: number): number => (head4 <= 2 ? 2 : head4 <= 4 ? 4 : Math.ceil(head4 / 8) * 8);
 
 /** Emits a kernel of attention*.wgsl or attention_grad*.wgsl: one workgroup for each tile of `rows` of a head (and each slice of it). */
-function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<AttentionAttrs>, { direct, broadcast, tiled, entry, bindings, rows, resident, slice }: RowKernel): void {
+function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<AttentionAttrs>, { direct, broadcast, tiled, entry, bindings, rows, lanes, rowsOfLane, resident, slice }: RowKernel): void {
   const { dims, prologue, includes, params } = scoreKernel(bindings.q as Tensor, bindings.k as Tensor, bindings.mask as Tensor | undefined, attrs);
   const { head4, wide } = dims;
   const name = kernelFor(profile, variant, Infinity, 0);
   const kernel = name === 'tiled' ? tiled : name === 'broadcast' ? broadcast : direct;
-  const tiles = Math.ceil(rows / (kernel === tiled ? tiledRows : kernel === broadcast ? broadcastRows : directRows));
+  const tiles = Math.ceil(rows / (kernel === tiled ? tiledRows : kernel === broadcast ? broadcastRows : lanes * rowsOfLane));
   const count = dims.b * params.heads * tiles * (slice && kernel === direct ? Math.ceil(head4 / slice) : 1);
   const keep = head4 <= resident;
   const own =
@@ -130,6 +131,7 @@ function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<Attent
     prologue: { ...prologue, ...(scalars && { X: vectorType((bindings.q as Tensor).dtype, 1) }), V: wide && !scalars ? 'vec4<f32>' : 'f32', ...own },
     includes: { ...includes, ...(!scalars && laneIncludes(wide)) },
     bindings,
+    ...(kernel === direct && { overrides: { LANES: lanes } }),
     params: { ...params, tiles, count },
     workgroups: count,
   });
@@ -160,7 +162,9 @@ export const attentionOp = defineOp<AttentionAttrs>({
   lower(ctx) {
     const [q, k, v, mask] = ctx.inputs;
     const [o, lse] = ctx.outputs;
-    dispatchRows(ctx, { ...forwardShaders, entry: 'forward', bindings: { q: q!, k: k!, v: v!, o: o!, lse: lse!, ...(mask && { mask }) }, rows: q!.shape[1]!, resident: 32 });
+    // A workgroup fills the vectors of a software adapter once. Where these are short, an array of queries would be as dear as reading them again, and takes twice as long to compile.
+    const wide = ctx.profile.subgroupSize === 8;
+    dispatchRows(ctx, { ...forwardShaders, entry: 'forward', bindings: { q: q!, k: k!, v: v!, o: o!, lse: lse!, ...(mask && { mask }) }, rows: q!.shape[1]!, lanes: wide ? 8 : 4, rowsOfLane: 8, resident: wide ? 32 : 0 });
   },
   flops: ([q, k], _, attrs) => pairs(q!, k!, attrs) * (4 * headOf(q!, attrs) + 4),
   grad({ graph, inputs: [q, k, v, mask], outputs: [o, lse], outputGrads: [dout, dlse], attrs, needs }) {
@@ -210,7 +214,7 @@ export const attentionGradQOp = defineOp<AttentionAttrs>({
   lower(ctx) {
     const [q, k, v, dout, stats, mask] = ctx.inputs;
     const bindings = { q: q!, k: k!, v: v!, dout: dout!, stats: stats!, dq: ctx.outputs[0]!, ...(mask && { mask }) };
-    dispatchRows(ctx, { ...gradShaders, entry: 'grad_q', bindings, rows: q!.shape[1]!, resident: 32 });
+    dispatchRows(ctx, { ...gradShaders, entry: 'grad_q', bindings, rows: q!.shape[1]!, lanes: 8, rowsOfLane: 4, resident: 32 });
   },
   flops: ([q, k], _, attrs) => pairs(q!, k!, attrs) * (6 * headOf(q!, attrs) + 5),
   grad: { notDifferentiable: 'it appears in gradients only, and gradients of gradients are not built' },
@@ -230,7 +234,7 @@ export const attentionGradKvOp = defineOp<AttentionAttrs>({
     const [q, k, v, dout, stats, mask] = ctx.inputs;
     const bindings = { q: q!, k: k!, v: v!, dout: dout!, stats: stats!, dk: ctx.outputs[0]!, dv: ctx.outputs[1]!, ...(mask && { mask }) };
     const { head4 } = dimsOf(q!, k!, ctx.attrs.heads);
-    dispatchRows(ctx, { ...gradShaders, entry: 'grad_kv', bindings, rows: k!.shape[1]!, resident: 24, slice: Math.min(roomFor(head4), 32) });
+    dispatchRows(ctx, { ...gradShaders, entry: 'grad_kv', bindings, rows: k!.shape[1]!, lanes: 8, rowsOfLane: 4, resident: 24, slice: Math.min(roomFor(head4), 32) });
   },
   flops: ([q, k], _, attrs) => pairs(q!, k!, attrs) * (8 * headOf(q!, attrs) + 5),
   grad: { notDifferentiable: 'it appears in gradients only, and gradients of gradients are not built' },

@@ -1,9 +1,11 @@
 import matmulShader from '../../../shaders/matmul.wgsl';
 import matmulBroadcastShader from '../../../shaders/matmul_broadcast.wgsl';
+import matmulFewRowsShader from '../../../shaders/matmul_few_rows.wgsl';
 import matmulSubgroupShader from '../../../shaders/matmul_subgroup.wgsl';
 import matmulSubgroupMatrixShader from '../../../shaders/matmul_subgroup_matrix.wgsl';
 import matmulTiledShader from '../../../shaders/matmul_tiled.wgsl';
 import { BruitError } from '../errors';
+import type { AdapterProfile } from '../device';
 import type { Tensor, TensorSpec } from '../graph';
 import { defineOp, opTests, type Bindable, type LowerContext } from '../op';
 import { vectorType } from '../pointwise_codegen';
@@ -68,7 +70,7 @@ export const matmulOp = defineOp<MatmulAttrs>({
     const { lead, m, n } = dimensions(inputs, attrs);
     return [{ shape: attrs.sumBatch ? [m, n] : [...lead, m, n], dtype: inputs[0]!.dtype }];
   },
-  variants: productVariants,
+  variants: [...productVariants, 'few_rows'],
   epilogueBuffers: 5,
   weightInput: ([, b], { transposeB, sumBatch }) => (b!.shape.length === 2 && !transposeB && !sumBatch ? { index: 1 } : undefined),
   overParts: ([a], parts, attrs) => concat(parts.map((part) => apply(a!, part, attrs.transposeA, false)), -1),
@@ -127,12 +129,19 @@ interface Kernel {
 
 const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
-const kernels: Readonly<Record<KernelName | 'subgroup_matrix', Kernel>> = {
+const kernels: Readonly<Record<KernelName | 'few_rows' | 'subgroup_matrix', Kernel>> = {
   direct: {
     shader: { file: 'matmul.wgsl', text: matmulShader },
     tiles: [{ rows: 16, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }],
     step: () => 4,
     wanted: 64,
+    tilesPerWorkgroup: 8,
+  },
+  few_rows: {
+    shader: { file: 'matmul_few_rows.wgsl', text: matmulFewRowsShader },
+    tiles: [], // as many rows as there are: fewRowsTile
+    step: () => 4,
+    wanted: 8,
     tilesPerWorkgroup: 8,
   },
   broadcast: {
@@ -166,6 +175,15 @@ const kernels: Readonly<Record<KernelName | 'subgroup_matrix', Kernel>> = {
   },
 };
 
+/** Whether a product has so few rows that tiles of other kernels would be mostly empty; the variant may be tried up to 16. GPUs wait for B's memory with any tile. */
+const fewRowsPay = (m: number, { kind }: AdapterProfile, variant: string | undefined): boolean => (variant === 'few_rows' ? m <= 16 : variant === undefined && kind === 'software' && m <= 4);
+
+/** The tile of matmul_few_rows.wgsl for a product of `m` rows. */
+function fewRowsTile(m: number): Tile {
+  const rows = m > 2 ? 4 : m;
+  return { rows, columns: 8, prologue: { ROWS: `${rows}u` } };
+}
+
 function lowerMatmul(ctx: LowerContext<MatmulAttrs>): void {
   const { inputs, outputs: [y], attrs } = ctx;
   emitMatmul(ctx, dimensions(inputs, attrs), attrs, inputs as [Tensor, Tensor], y!);
@@ -182,11 +200,13 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
   const m = fold ? rows * batches : rows;
 
   // Of short sums, storing is a good part, and the broadcast kernel stores by elements: 16% more time at 27 terms, 8% at 64.
+  const few = fewRowsPay(m, profile, variant);
+  const own = variant === 'few_rows' ? undefined : variant;
   const short = profile.kind === 'software' && profile.subgroupSize === 4 && k <= 72 && n % 4 === 0 && m >= 16;
   const packedB = 'temp' in b ? undefined : packed(b);
   const matrices = matrixTiles(profile, variant, { left: a.dtype, right: b.dtype, packed: packedB, m, n, k });
-  const name = matrices ? 'subgroup_matrix' : kernelFor(profile, variant ?? (short ? 'direct' : undefined), n, 8);
-  const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup }: Kernel = matrices ? { ...kernels[name], tiles: matrices } : kernels[name];
+  const name = matrices ? 'subgroup_matrix' : few ? 'few_rows' : kernelFor(profile, own ?? (short ? 'direct' : undefined), n, 8);
+  const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup }: Kernel = matrices ? { ...kernels[name], tiles: matrices } : few ? { ...kernels[name], tiles: [fewRowsTile(m)] } : kernels[name];
   const tilesM = (t: Tile) => Math.ceil(m / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * batch;
@@ -207,7 +227,7 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
     emitCopy({ dispatch, profile, variant: undefined }, { from: b, to: readB, dims: [numel(b.shape) / (k * n), k, n], fromStrides: [k * n, 1, k], toStrides: [k * n, n, 1] });
   }
   const transposed = transposeB && !byScalars;
-  const stores = name === 'direct' || name === 'subgroup_matrix' ? 'row' : 'block';
+  const stores = name === 'direct' || name === 'few_rows' || name === 'subgroup_matrix' ? 'row' : 'block';
   const operand = weightOperand({ dtype: b.dtype, packed: packedB, even: (transposed ? k : n) % 4 === 0, wide: !byScalars, transposed });
   dispatch({
     shader,
@@ -277,6 +297,7 @@ export const tests = opTests<MatmulAttrs>({
           { name: `${t}, vec4`, inputs: shapes(12, 20, 8), attrs },
           { name: `${t}, odd, batched`, inputs: shapes(5, 7, 3, [2, 3], [2, 3]), attrs },
           { name: `${t}, one beyond a tile, prime k`, inputs: shapes(65, 33, 37), attrs, tolerance: 5e-6, skipGrad: true },
+          ...[1, 2, 3].map((rows) => ({ name: `${t}, rows: ${rows}`, inputs: shapes(rows, 30 + rows, 70 - rows), attrs, tolerance: 5e-6, skipGrad: true })),
           { name: `${t}, b shared`, inputs: shapes(6, 8, 12, [3], []), attrs },
           { name: `${t}, a shared`, inputs: shapes(8, 5, 4, [], [2]), attrs },
           { name: `${t}, summed over batches`, inputs: shapes(4, 9, 6, [3], [3]), attrs: { ...attrs, sumBatch: true } },
