@@ -219,7 +219,7 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
   const target = parts === 1 ? y : temp('partial sums', [parts, ...y.shape]);
 
   const byScalars = name === 'broadcast';
-  const aWide = !byScalars && (transposeA ? m % 4 === 0 : name !== 'subgroup' && k % 4 === 0);
+  const aWide = !byScalars && (transposeA ? !few && m % 4 === 0 : name !== 'subgroup' && k % 4 === 0);
   const width = n % 4 === 0 && !byScalars ? 4 : 1;
   let readB: Bindable = b;
   if (byScalars && transposeB) {
