@@ -16,7 +16,7 @@ const otherSchedulers = new Set(['DDIMInverseScheduler', 'DPMSolverSinglestepSch
 const debugging = new Set(['probe', 'poison']);
 
 /** Kernels for software adapters alone, `direct` ones serve there too; what only the tuner chooses; and what only f16 takes. */
-const otherKernels = new Set(['broadcast', 'subgroup', 'tap_rows', 'few_rows', 'winograd', 'subgroup_matrix']);
+const otherKernels = new Set(['broadcast', 'subgroup', 'tap_rows', 'few_rows', 'two_blocks', 'winograd', 'subgroup_matrix']);
 
 /** What stands for modules that only packed weights need, or weights longer than a binding; and for a pass whose few dispatches less are not worth a kilobyte. */
 const substitutes = {
@@ -52,6 +52,7 @@ const bodies = {
   unfolds: 'return undefined',
   tapRowsFit: 'return undefined',
   fewRowsPay: 'return undefined',
+  twoBlocksOf: 'return undefined',
   enableMatrices: 'return text',
   reflectable: 'return text',
   rescale: 'return guided',

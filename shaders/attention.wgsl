@@ -1,4 +1,5 @@
-// Attention by online softmax (Dao et al. 2022, Dao 2023) without workgroup memory: an invocation owns eight query rows and goes over the keys in chunks of eight: loads, as dear as six products on software adapters, serve for eight. Loop counters and key addresses are the same in all lanes of a workgroup, so that a software adapter can read a
+// Attention by online softmax (Dao et al. 2022, Dao 2023) without workgroup memory: an invocation owns four query rows and goes over the
+// keys in chunks of eight. Loop counters and key addresses are the same in all lanes of a workgroup, so that a software adapter can read a
 // key once for all of them; loop bounds come from params, since unrolled heads take such adapters minutes to compile.
 // include lib/index.wgsl
 // prologue
@@ -17,50 +18,7 @@ const RESIDENT4 = 16u; // HEAD4, or 1 without residence
 // include lib/attention_no_mask.wgsl
 // include lib/attention_store.wgsl
 
-// Of each row, a column of a matrix; two blocks of four rows take turns.
-var<private> sums: array<mat4x4<f32>, 2u * HEAD4>;
-
 override LANES = 8u;
-
-// Four channels, a column each, of the four query rows that begin at the elements `at`.
-fn queries(at: vec4<u32>, d: u32) -> mat4x4<f32> {
-  return params.scale * LOG2E * transpose(mat4x4<f32>(read_q(at.x, d), read_q(at.y, d), read_q(at.z, d), read_q(at.w, d)));
-}
-
-// Four channels of four keys, a column each.
-fn keys(at: vec4<u32>, d: u32) -> mat4x4<f32> {
-  return mat4x4<f32>(read_k(at.x, d), read_k(at.y, d), read_k(at.z, d), read_k(at.w, d));
-}
-
-fn values(at: vec4<u32>, d: u32) -> mat4x4<f32> {
-  return mat4x4<f32>(read_v(at.x, d), read_v(at.y, d), read_v(at.z, d), read_v(at.w, d));
-}
-
-// First elements of head h of rows of image b, of which there are `count`; rows past the end repeat the last one.
-fn elements_at(b: u32, h: u32, row: vec4<u32>, count: u32) -> vec4<u32> {
-  return ((b * count + min(row, vec4<u32>(count - 1u))) * params.heads + h) * params.head;
-}
-
-// Scores of four rows with four keys, a column for each key.
-fn masked_block(s: mat4x4<f32>, b: u32, h: u32, t: vec4<u32>, j: u32) -> mat4x4<f32> {
-  return mat4x4<f32>(masked(s[0], b, h, t, vec4<u32>(j)), masked(s[1], b, h, t, vec4<u32>(j + 1u)), masked(s[2], b, h, t, vec4<u32>(j + 2u)), masked(s[3], b, h, t, vec4<u32>(j + 3u)));
-}
-
-fn highest(s: mat4x4<f32>) -> vec4<f32> {
-  return max(max(s[0], s[1]), max(s[2], s[3]));
-}
-
-fn powers(s: mat4x4<f32>, high: vec4<f32>) -> mat4x4<f32> {
-  return mat4x4<f32>(power(s[0] - high), power(s[1] - high), power(s[2] - high), power(s[3] - high));
-}
-
-fn total_of(s: mat4x4<f32>) -> vec4<f32> {
-  return (s[0] + s[1]) + (s[2] + s[3]);
-}
-
-fn scaled(y: mat4x4<f32>, factor: vec4<f32>) -> mat4x4<f32> {
-  return mat4x4<f32>(y[0] * factor.x, y[1] * factor.y, y[2] * factor.z, y[3] * factor.w);
-}
 
 @compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
@@ -70,86 +28,142 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   }
   let b = w / params.tiles / params.heads;
   let h = w / params.tiles % params.heads;
-  let first = w % params.tiles * LANES * 8u;
-  let along = vec4<u32>(0u, 1u, 2u, 3u);
-  let t0 = along + first + lane * 8u;
-  let t1 = t0 + 4u;
-  let i0 = elements_at(b, h, t0, params.t);
-  let i1 = elements_at(b, h, t1, params.t);
-  var rows: array<mat4x4<f32>, 2u * RESIDENT4>;
-  for (var d = 0u; RESIDENT && d < params.head4; d++) {
-    rows[2u * d] = queries(i0, d);
-    rows[2u * d + 1u] = queries(i1, d);
+  let first = w % params.tiles * LANES * 4u;
+  let t = vec4<u32>(first + lane * 4u) + vec4<u32>(0u, 1u, 2u, 3u);
+  let i0 = query_at(b, h, t.x);
+  let i1 = query_at(b, h, t.y);
+  let i2 = query_at(b, h, t.z);
+  let i3 = query_at(b, h, t.w);
+  let scale = params.scale * LOG2E;
+  // Column c of each matrix belongs to row t[c].
+  var rows: array<mat4x4<f32>, RESIDENT4>;
+  var sums: array<mat4x4<f32>, HEAD4>;
+  for (var d = 0u; d < params.head4; d++) {
+    if (RESIDENT) {
+      rows[d] = mat4x4<f32>(read_q(i0, d) * scale, read_q(i1, d) * scale, read_q(i2, d) * scale, read_q(i3, d) * scale);
+    }
+    sums[d] = mat4x4<f32>();
   }
-  var top0 = vec4<f32>(ABSENT);
-  var top1 = top0;
-  var total0 = vec4<f32>();
-  var total1 = total0;
-  let end = key_end(first + LANES * 8u);
+  var top = vec4<f32>(ABSENT);
+  var total = vec4<f32>();
+  let end = key_end(first + LANES * 4u);
   for (var j = 0u; j < end; j += 8u) {
-    let upper = elements_at(b, h, along + j, params.m);
-    let lower = elements_at(b, h, along + j + 4u, params.m);
-    var s00 = mat4x4<f32>();
-    var s01 = mat4x4<f32>();
-    var s10 = mat4x4<f32>();
-    var s11 = mat4x4<f32>();
+    let k0 = key_at(b, h, j + 0u);
+    let k1 = key_at(b, h, j + 1u);
+    let k2 = key_at(b, h, j + 2u);
+    let k3 = key_at(b, h, j + 3u);
+    let k4 = key_at(b, h, j + 4u);
+    let k5 = key_at(b, h, j + 5u);
+    let k6 = key_at(b, h, j + 6u);
+    let k7 = key_at(b, h, j + 7u);
+    var s0 = vec4<f32>();
+    var s1 = vec4<f32>();
+    var s2 = vec4<f32>();
+    var s3 = vec4<f32>();
+    var s4 = vec4<f32>();
+    var s5 = vec4<f32>();
+    var s6 = vec4<f32>();
+    var s7 = vec4<f32>();
     for (var d = 0u; d < params.head4; d++) {
-      let k0 = keys(upper, d);
-      let k1 = keys(lower, d);
-      var x0: mat4x4<f32>;
-      var x1: mat4x4<f32>;
+      var x: mat4x4<f32>;
       if (RESIDENT) {
-        x0 = rows[2u * d];
-        x1 = rows[2u * d + 1u];
+        x = rows[d];
       } else {
-        x0 = queries(i0, d);
-        x1 = queries(i1, d);
+        x = mat4x4<f32>(read_q(i0, d) * scale, read_q(i1, d) * scale, read_q(i2, d) * scale, read_q(i3, d) * scale);
       }
-      s00 += x0 * k0;
-      s01 += x0 * k1;
-      s10 += x1 * k0;
-      s11 += x1 * k1;
+      s0 += read_k(k0, d) * x;
+      s1 += read_k(k1, d) * x;
+      s2 += read_k(k2, d) * x;
+      s3 += read_k(k3, d) * x;
+      s4 += read_k(k4, d) * x;
+      s5 += read_k(k5, d) * x;
+      s6 += read_k(k6, d) * x;
+      s7 += read_k(k7, d) * x;
     }
-    s00 = masked_block(s00, b, h, t0, j);
-    s01 = masked_block(s01, b, h, t0, j + 4u);
-    s10 = masked_block(s10, b, h, t1, j);
-    s11 = masked_block(s11, b, h, t1, j + 4u);
+    s0 = masked(s0, b, h, t, vec4<u32>(j + 0u));
+    s1 = masked(s1, b, h, t, vec4<u32>(j + 1u));
+    s2 = masked(s2, b, h, t, vec4<u32>(j + 2u));
+    s3 = masked(s3, b, h, t, vec4<u32>(j + 3u));
+    s4 = masked(s4, b, h, t, vec4<u32>(j + 4u));
+    s5 = masked(s5, b, h, t, vec4<u32>(j + 5u));
+    s6 = masked(s6, b, h, t, vec4<u32>(j + 6u));
+    s7 = masked(s7, b, h, t, vec4<u32>(j + 7u));
     // One rescaling for the whole chunk; the division by the sum waits until the end.
-    let high0 = max(top0, max(highest(s00), highest(s01)));
-    let high1 = max(top1, max(highest(s10), highest(s11)));
-    let shrink0 = power(top0 - high0);
-    let shrink1 = power(top1 - high1);
-    top0 = high0;
-    top1 = high1;
-    s00 = powers(s00, high0);
-    s01 = powers(s01, high0);
-    s10 = powers(s10, high1);
-    s11 = powers(s11, high1);
-    total0 = total0 * shrink0 + (total_of(s00) + total_of(s01));
-    total1 = total1 * shrink1 + (total_of(s10) + total_of(s11));
+    let high = max(max(max(max(top, s0), max(s1, s2)), max(s3, s4)), max(max(s5, s6), s7));
+    let shrink = power(top - high);
+    top = high;
+    s0 = power(s0 - high);
+    s1 = power(s1 - high);
+    s2 = power(s2 - high);
+    s3 = power(s3 - high);
+    s4 = power(s4 - high);
+    s5 = power(s5 - high);
+    s6 = power(s6 - high);
+    s7 = power(s7 - high);
+    total = total * shrink + (((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7)));
     for (var d = 0u; d < params.head4; d++) {
-      let v0 = values(upper, d);
-      let v1 = values(lower, d);
-      sums[2u * d] = scaled(sums[2u * d], shrink0) + v0 * transpose(s00) + v1 * transpose(s01);
-      sums[2u * d + 1u] = scaled(sums[2u * d + 1u], shrink1) + v0 * transpose(s10) + v1 * transpose(s11);
+      let y = sums[d];
+      var y0 = y[0] * shrink.x;
+      var y1 = y[1] * shrink.y;
+      var y2 = y[2] * shrink.z;
+      var y3 = y[3] * shrink.w;
+      var x = vec4<f32>();
+      x = read_v(k0, d);
+      y0 += s0.x * x;
+      y1 += s0.y * x;
+      y2 += s0.z * x;
+      y3 += s0.w * x;
+      x = read_v(k1, d);
+      y0 += s1.x * x;
+      y1 += s1.y * x;
+      y2 += s1.z * x;
+      y3 += s1.w * x;
+      x = read_v(k2, d);
+      y0 += s2.x * x;
+      y1 += s2.y * x;
+      y2 += s2.z * x;
+      y3 += s2.w * x;
+      x = read_v(k3, d);
+      y0 += s3.x * x;
+      y1 += s3.y * x;
+      y2 += s3.z * x;
+      y3 += s3.w * x;
+      x = read_v(k4, d);
+      y0 += s4.x * x;
+      y1 += s4.y * x;
+      y2 += s4.z * x;
+      y3 += s4.w * x;
+      x = read_v(k5, d);
+      y0 += s5.x * x;
+      y1 += s5.y * x;
+      y2 += s5.z * x;
+      y3 += s5.w * x;
+      x = read_v(k6, d);
+      y0 += s6.x * x;
+      y1 += s6.y * x;
+      y2 += s6.z * x;
+      y3 += s6.w * x;
+      x = read_v(k7, d);
+      y0 += s7.x * x;
+      y1 += s7.y * x;
+      y2 += s7.z * x;
+      y3 += s7.w * x;
+      sums[d] = mat4x4<f32>(y0, y1, y2, y3);
     }
   }
-  for (var r = 0u; r < 2u; r++) {
-    let second = vec4<bool>(r == 1u);
-    let t = select(t0, t1, second);
-    let at = select(i0, i1, second);
-    let top = select(top0, top1, second);
-    let total = select(total0, total1, second);
-    let empty = top < vec4<f32>(EMPTY);
-    let factor = select(vec4<f32>(1.0) / total, vec4<f32>(), empty);
-    let log_sum = select((top + log2(total)) / LOG2E, vec4<f32>(), empty);
-    for (var c = 0u; c < 4u; c++) {
-      for (var d = 0u; d < params.head4; d++) {
-        store(t[c], at[c], d, sums[2u * d + r][c] * factor[c]);
-      }
-      if (t[c] < params.t) {
-        lse[(b * params.heads + h) * params.t + t[c]] = log_sum[c];
-      }
+  let empty = top < vec4<f32>(EMPTY);
+  let factor = select(vec4<f32>(1.0) / total, vec4<f32>(), empty);
+  let log_sum = select((top + log2(total)) / LOG2E, vec4<f32>(), empty);
+  for (var d = 0u; d < params.head4; d++) {
+    let y = sums[d];
+    store(t.x, i0, d, y[0] * factor.x);
+    store(t.y, i1, d, y[1] * factor.y);
+    store(t.z, i2, d, y[2] * factor.z);
+    store(t.w, i3, d, y[3] * factor.w);
+  }
+  for (var c = 0u; c < 4u; c++) {
+    if (t[c] < params.t) {
+      lse[(b * params.heads + h) * params.t + t[c]] = log_sum[c];
     }
   }
 }

@@ -5,6 +5,7 @@
  * `direct` (registers only, for software adapters), `broadcast` (the same for subgroups of 4 lanes) and `tiled` (workgroup memory, for GPUs).
  */
 import attentionShader from '../../../shaders/attention.wgsl';
+import twoBlocksShader from '../../../shaders/attention_two_blocks.wgsl';
 import broadcastShader from '../../../shaders/attention_broadcast.wgsl';
 import gradShader from '../../../shaders/attention_grad.wgsl';
 import gradBroadcastShader from '../../../shaders/attention_grad_broadcast.wgsl';
@@ -12,6 +13,7 @@ import gradTiledShader from '../../../shaders/attention_grad_tiled.wgsl';
 import gradMaskShader from '../../../shaders/attention_grad_mask.wgsl';
 import statsShader from '../../../shaders/attention_stats.wgsl';
 import tiledShader from '../../../shaders/attention_tiled.wgsl';
+import type { AdapterProfile } from '../device';
 import { BruitError } from '../errors';
 import type { Tensor, TensorSpec } from '../graph';
 import { defineOp, opTests, type Bindable, type LowerContext, type OpCase, type OpTests, type RefTensor } from '../op';
@@ -31,12 +33,15 @@ export interface AttentionAttrs {
 
 /** WGSL grants a function 8 KiB of variables; accumulators of four rows take 64 bytes for every four channels. */
 const maxHead = 256;
+/** Query rows (or keys) of a direct kernel's workgroup: eight lanes of four. */
+const directRows = 32;
 const tiledRows = 16;
 const broadcastRows = 8;
 
 const forwardShaders = {
   broadcast: { file: 'attention_broadcast.wgsl', text: broadcastShader },
   direct: { file: 'attention.wgsl', text: attentionShader },
+  two_blocks: { file: 'attention_two_blocks.wgsl', text: twoBlocksShader },
   tiled: { file: 'attention_tiled.wgsl', text: tiledShader },
 };
 const gradShaders = {
@@ -90,6 +95,8 @@ function scoreKernel(q: Tensor, k: Tensor, mask: Tensor | undefined, { heads, sc
 
 interface RowKernel {
   readonly direct: ShaderSource;
+  /** As `direct`, for short vectors and no subgroups. */
+  readonly two_blocks?: ShaderSource;
   /** For subgroups of 4 lanes. */
   readonly broadcast: ShaderSource;
   readonly tiled: ShaderSource;
@@ -97,25 +104,30 @@ interface RowKernel {
   readonly bindings: Readonly<Record<string, Bindable>>;
   /** Query rows or keys that workgroups share out. */
   readonly rows: number;
-  /** Lanes of a direct kernel's workgroup, and query rows (or keys) of a lane. */
-  readonly lanes: number;
-  readonly rowsOfLane: number;
   /** Largest D/4 at which a direct kernel keeps its own rows in registers. */
   readonly resident: number;
   /** Channels/4 of a slice where a direct kernel works on slices of heads. */
   readonly slice?: number;
 }
 
+/** Rows of attention_two_blocks.wgsl's workgroup: eight of each lane, of eight lanes where that leaves few empty. */
+const twoBlockLanes = (rows: number): number => (rows % 64 > 0 && rows % 64 <= 32 ? 4 : 8);
+
+/** That kernel where it is forced, or the fastest: where a software adapter offers no subgroups to pass operands round. */
+const twoBlocksOf = (shader: ShaderSource | undefined, { kind, subgroupSize }: AdapterProfile, variant: string | undefined): ShaderSource | undefined =>
+  variant === 'two_blocks' || (variant === undefined && kind === 'software' && subgroupSize === undefined) ? shader : undefined;
+
 /** Array sizes in steps, so that heads of similar size share a pipeline. */
 const roomFor = (head4: number): number => (head4 <= 2 ? 2 : head4 <= 4 ? 4 : Math.ceil(head4 / 8) * 8);
 
 /** Emits a kernel of attention*.wgsl or attention_grad*.wgsl: one workgroup for each tile of `rows` of a head (and each slice of it). */
-function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<AttentionAttrs>, { direct, broadcast, tiled, entry, bindings, rows, lanes, rowsOfLane, resident, slice }: RowKernel): void {
+function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<AttentionAttrs>, { direct, two_blocks, broadcast, tiled, entry, bindings, rows, resident, slice }: RowKernel): void {
   const { dims, prologue, includes, params } = scoreKernel(bindings.q as Tensor, bindings.k as Tensor, bindings.mask as Tensor | undefined, attrs);
   const { head4, wide } = dims;
-  const name = kernelFor(profile, variant, Infinity, 0);
-  const kernel = name === 'tiled' ? tiled : name === 'broadcast' ? broadcast : direct;
-  const tiles = Math.ceil(rows / (kernel === tiled ? tiledRows : kernel === broadcast ? broadcastRows : lanes * rowsOfLane));
+  const two = twoBlocksOf(two_blocks, profile, variant);
+  const name = kernelFor(profile, variant === 'two_blocks' ? undefined : variant, Infinity, 0);
+  const kernel = two ?? (name === 'tiled' ? tiled : name === 'broadcast' ? broadcast : direct);
+  const tiles = Math.ceil(rows / (kernel === tiled ? tiledRows : kernel === broadcast ? broadcastRows : two ? 8 * twoBlockLanes(rows) : directRows));
   const count = dims.b * params.heads * tiles * (slice && kernel === direct ? Math.ceil(head4 / slice) : 1);
   const keep = head4 <= resident;
   const own =
@@ -123,7 +135,9 @@ function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<Attent
       ? { BLOCKS: `${Math.ceil(head4 / 16)}u` }
       : kernel === broadcast
         ? { HEAD: `${Math.ceil(head4 / 4) * 16}u` }
-        : { HEAD4: `${roomFor(head4)}u`, RESIDENT: keep, RESIDENT4: `${keep ? roomFor(head4) : 1}u`, ...(slice && { SLICE4: `${slice}u` }) };
+        : two
+          ? { HEAD4: `${roomFor(head4)}u` }
+          : { HEAD4: `${roomFor(head4)}u`, RESIDENT: keep, RESIDENT4: `${keep ? roomFor(head4) : 1}u`, ...(slice && { SLICE4: `${slice}u` }) };
   const scalars = kernel === broadcast;
   dispatch({
     shader: kernel,
@@ -131,7 +145,7 @@ function dispatchRows({ dispatch, attrs, profile, variant }: LowerContext<Attent
     prologue: { ...prologue, ...(scalars && { X: vectorType((bindings.q as Tensor).dtype, 1) }), V: wide && !scalars ? 'vec4<f32>' : 'f32', ...own },
     includes: { ...includes, ...(!scalars && laneIncludes(wide)) },
     bindings,
-    ...(kernel === direct && { overrides: { LANES: lanes } }),
+    ...(two && { overrides: { LANES: twoBlockLanes(rows) } }),
     params: { ...params, tiles, count },
     workgroups: count,
   });
@@ -158,13 +172,11 @@ export const attentionOp = defineOp<AttentionAttrs>({
       { shape: [q!.shape[0]!, attrs.heads, q!.shape[1]!], dtype: 'f32' },
     ];
   },
-  variants: ['direct', 'broadcast', 'tiled'],
+  variants: ['direct', 'two_blocks', 'broadcast', 'tiled'],
   lower(ctx) {
     const [q, k, v, mask] = ctx.inputs;
     const [o, lse] = ctx.outputs;
-    // A workgroup fills the vectors of a software adapter once. Where these are short, an array of queries would be as dear as reading them again, and takes twice as long to compile.
-    const wide = ctx.profile.subgroupSize === 8;
-    dispatchRows(ctx, { ...forwardShaders, entry: 'forward', bindings: { q: q!, k: k!, v: v!, o: o!, lse: lse!, ...(mask && { mask }) }, rows: q!.shape[1]!, lanes: wide ? 8 : 4, rowsOfLane: 8, resident: wide ? 32 : 0 });
+    dispatchRows(ctx, { ...forwardShaders, entry: 'forward', bindings: { q: q!, k: k!, v: v!, o: o!, lse: lse!, ...(mask && { mask }) }, rows: q!.shape[1]!, resident: 32 });
   },
   flops: ([q, k], _, attrs) => pairs(q!, k!, attrs) * (4 * headOf(q!, attrs) + 4),
   grad({ graph, inputs: [q, k, v, mask], outputs: [o, lse], outputGrads: [dout, dlse], attrs, needs }) {
@@ -214,7 +226,7 @@ export const attentionGradQOp = defineOp<AttentionAttrs>({
   lower(ctx) {
     const [q, k, v, dout, stats, mask] = ctx.inputs;
     const bindings = { q: q!, k: k!, v: v!, dout: dout!, stats: stats!, dq: ctx.outputs[0]!, ...(mask && { mask }) };
-    dispatchRows(ctx, { ...gradShaders, entry: 'grad_q', bindings, rows: q!.shape[1]!, lanes: 8, rowsOfLane: 4, resident: 32 });
+    dispatchRows(ctx, { ...gradShaders, entry: 'grad_q', bindings, rows: q!.shape[1]!, resident: 32 });
   },
   flops: ([q, k], _, attrs) => pairs(q!, k!, attrs) * (6 * headOf(q!, attrs) + 5),
   grad: { notDifferentiable: 'it appears in gradients only, and gradients of gradients are not built' },
@@ -234,7 +246,7 @@ export const attentionGradKvOp = defineOp<AttentionAttrs>({
     const [q, k, v, dout, stats, mask] = ctx.inputs;
     const bindings = { q: q!, k: k!, v: v!, dout: dout!, stats: stats!, dk: ctx.outputs[0]!, dv: ctx.outputs[1]!, ...(mask && { mask }) };
     const { head4 } = dimsOf(q!, k!, ctx.attrs.heads);
-    dispatchRows(ctx, { ...gradShaders, entry: 'grad_kv', bindings, rows: k!.shape[1]!, lanes: 8, rowsOfLane: 4, resident: 24, slice: Math.min(roomFor(head4), 32) });
+    dispatchRows(ctx, { ...gradShaders, entry: 'grad_kv', bindings, rows: k!.shape[1]!, resident: 24, slice: Math.min(roomFor(head4), 32) });
   },
   flops: ([q, k], _, attrs) => pairs(q!, k!, attrs) * (8 * headOf(q!, attrs) + 5),
   grad: { notDifferentiable: 'it appears in gradients only, and gradients of gradients are not built' },
