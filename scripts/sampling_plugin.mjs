@@ -40,7 +40,7 @@ const substitutes = {
 const publicFiles = ['engine/device', 'engine/errors', 'io/folder', 'io/source', 'pipelines/ddpm', 'pipelines/stage', 'sampler/program', 'sampler/sample', 'sampler/scheduler_config'].map((file) => fileURLToPath(new URL(`../src/${file}.ts`, import.meta.url)));
 publicFiles.push(createRequire(import.meta.url).resolve('@webgpu/types/dist/index.d.ts'));
 
-/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that look for subgroup matrices, which f32 has none of, or for few channels and rows of threes, which are worth kernels to software adapters alone, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
+/** Bodies of functions that guess, for the end of an error, what a wrong file may be, that ask what only `tune` can tell, that look for subgroup matrices, which f32 has none of, or for few channels, few rows, taps in threes and short vectors, which are worth kernels to software adapters alone, that rescale guidance, as no pipeline here does, and that open what no U-Net of this size comes in. */
 const bodies = {
   hintFor: "return ''",
   otherFormat: "return ''",

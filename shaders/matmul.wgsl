@@ -22,18 +22,6 @@ fn tile_row(m: u32) -> u32 {
 
 // include lib/block_tile.wgsl
 
-// The invocation's tile of `height` rows and `width` columns, where its part of k begins, and where that ends: at once if there is no tile.
-fn tile_at(i: u32, height: u32, width: u32) -> vec4<u32> {
-  let tiles = params.tiles_m * params.tiles_n;
-  let slice = i / tiles;
-  let batch = slice % params.batch;
-  a_base = batch * params.a_stride;
-  b_first = batch * params.b_rows;
-  y_base = slice * params.m * params.n;
-  let k = slice / params.batch * params.slice_k;
-  return vec4<u32>(i % tiles / params.tiles_n * height, i % params.tiles_n * width, k, select(0u, min(k + params.slice_k, params.k), slice < params.slices));
-}
-
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
   let tile = tile_at(flat_workgroup(id, count) * 8u + lane, 16u, 8u);

@@ -36,21 +36,13 @@ fn read_rows(m: u32, k: u32, lane: u32) -> vec4<f32> {
 
 @compute @workgroup_size(4)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-  let i = flat_workgroup(id, count);
-  let tiles = params.tiles_m * params.tiles_n;
-  let slice = i / tiles;
-  if (slice >= params.slices) {
+  let tile = tile_at(flat_workgroup(id, count), 8u, 16u);
+  if (tile.w == 0u) {
     return;
   }
-  let batch = slice % params.batch;
-  a_base = batch * params.a_stride;
-  b_first = batch * params.b_rows;
-  y_base = slice * params.m * params.n;
-  let m = i % tiles / params.tiles_n * 8u;
-  let n = i % params.tiles_n * 16u;
-  // A multiple of 4.
-  let k_begin = slice / params.batch * params.slice_k;
-  for (var k = k_begin; k < min(k_begin + params.slice_k, params.k); k += 4u) {
+  let m = tile.x;
+  let n = tile.y;
+  for (var k = tile.z; k < tile.w; k += 4u) {
     let upper = read_rows(m, k, lane);
     let lower = read_rows(m + 4u, k, lane);
     let rows = cut_k(weight_lanes(b_first, k, n, lane), k);

@@ -31,26 +31,18 @@ fn read_row(m: u32, k: u32) -> vec4<f32> {
 
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-  let i = flat_workgroup(id, count) * 8u + lane;
-  let tiles = params.tiles_m * params.tiles_n;
-  let slice = i / tiles;
-  if (slice >= params.slices) {
+  let tile = tile_at(flat_workgroup(id, count) * 8u + lane, ROWS, 8u);
+  if (tile.w == 0u) {
     return;
   }
-  let batch = slice % params.batch;
-  a_base = batch * params.a_stride;
-  b_first = batch * params.b_rows;
-  y_base = slice * params.m * params.n;
-  let m = i % tiles / params.tiles_n * ROWS;
-  let n = i % params.tiles_n * 8u;
-  let k_begin = slice / params.batch * params.slice_k;
-  let k_end = min(k_begin + params.slice_k, params.k);
+  let m = tile.x;
+  let n = tile.y;
   // Rows of C, the first and the last four of the columns.
   var c0: mat2x4<f32>;
   var c1: mat2x4<f32>;
   var c2: mat2x4<f32>;
   var c3: mat2x4<f32>;
-  for (var k = k_begin; k < k_end; k += 4u) {
+  for (var k = tile.z; k < tile.w; k += 4u) {
     let b0 = read_block_b(k, n);
     let b1 = read_block_b(k, n + 4u);
     let a0 = read_row(m, k);

@@ -44,26 +44,17 @@ fn last_lanes(column: vec4<f32>) -> mat4x4<f32> {
 
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-  let i = flat_workgroup(id, count);
-  let tiles = params.tiles_m * params.tiles_n;
-  let slice = i / tiles;
-  if (slice >= params.slices) {
+  let tile = tile_at(flat_workgroup(id, count), ROWS, 32u);
+  if (tile.w == 0u) {
     return;
   }
-  let batch = slice % params.batch;
-  a_base = batch * params.a_stride;
-  b_first = batch * params.b_rows;
-  y_base = slice * params.m * params.n;
-  let m = i % tiles / params.tiles_n * ROWS;
-  let n = (i % params.tiles_n * 8u + lane) * 4u;
-  // A multiple of 8.
-  let k_begin = slice / params.batch * params.slice_k;
-  let k_end = min(k_begin + params.slice_k, params.k);
+  let m = tile.x;
+  let n = tile.y + lane * 4u;
   var c0 = mat4x4<f32>();
   var c1 = mat4x4<f32>();
   var c2 = mat4x4<f32>();
   var c3 = mat4x4<f32>();
-  for (var k = k_begin; k < k_end; k += 8u) {
+  for (var k = tile.z; k < tile.w; k += 8u) {
     let a0 = read_column_a(m, k + lane);
     let a1 = read_column_a(m + 4u, k + lane);
     var a2: vec4<f32>;

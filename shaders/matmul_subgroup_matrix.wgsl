@@ -37,19 +37,11 @@ fn store_four(m: u32, n: u32, c: vec4<f32>) {
 
 @compute @workgroup_size(LANES)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) lane: u32, @builtin(subgroup_id) subgroup: u32) {
-  let i = flat_workgroup(id, count);
-  let tiles = params.tiles_m * params.tiles_n;
-  let slice = i / tiles;
-  if (slice >= params.slices) {
+  let tile = tile_at(flat_workgroup(id, count), TILE_M, TILE_N);
+  if (tile.w == 0u) {
     return;
   }
-  let batch = slice % params.batch;
-  a_base = batch * params.a_stride;
-  b_first = batch * params.b_rows;
-  y_base = slice * params.m * params.n;
-  m_origin = i % tiles / params.tiles_n * TILE_M;
-  n_origin = i % params.tiles_n * TILE_N;
-  // A multiple of STAGE_K.
-  let k = slice / params.batch * params.slice_k;
-  compute_tile(subgroup, lane, k, min(k + params.slice_k, params.k));
+  m_origin = tile.x;
+  n_origin = tile.y;
+  compute_tile(subgroup, lane, tile.z, tile.w);
 }

@@ -72,20 +72,12 @@ fn load_b(k: u32, n: u32) -> mat4x4<f32> {
 
 @compute @workgroup_size(64)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(local_invocation_index) index: u32) {
-  let i = flat_workgroup(id, count);
-  let tiles = params.tiles_m * params.tiles_n;
-  let slice = i / tiles;
-  if (slice >= params.slices) {
+  let tile = tile_at(flat_workgroup(id, count), 32u * TILE_BLOCKS, 32u * TILE_BLOCKS);
+  if (tile.w == 0u) {
     return;
   }
   lane = index;
-  let batch = slice % params.batch;
-  a_base = batch * params.a_stride;
-  b_first = batch * params.b_rows;
-  y_base = slice * params.m * params.n;
-  m_origin = i % tiles / params.tiles_n * 32u * TILE_BLOCKS;
-  n_origin = i % params.tiles_n * 32u * TILE_BLOCKS;
-  // A multiple of STAGE_K.
-  let k = slice / params.batch * params.slice_k;
-  compute_tile(m_origin + index / 8u * 4u, n_origin + index % 8u * 4u, k, min(k + params.slice_k, params.k));
+  m_origin = tile.x;
+  n_origin = tile.y;
+  compute_tile(tile.x + index / 8u * 4u, tile.y + index % 8u * 4u, tile.z, tile.w);
 }

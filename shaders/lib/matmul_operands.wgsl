@@ -21,6 +21,19 @@ var<private> a_base: u32;
 var<private> b_first: u32;
 var<private> y_base: u32;
 
+// The i-th tile of `height` rows and `width` columns: its first row and column, where its part of k begins (a multiple of the loop's step), and where that ends: at 0 if there is no such tile.
+// Sets where its matrices begin.
+fn tile_at(i: u32, height: u32, width: u32) -> vec4<u32> {
+  let tiles = params.tiles_m * params.tiles_n;
+  let slice = i / tiles;
+  let batch = slice % params.batch;
+  a_base = batch * params.a_stride;
+  b_first = batch * params.b_rows;
+  y_base = slice * params.m * params.n;
+  let k = slice / params.batch * params.slice_k;
+  return vec4<u32>(i % tiles / params.tiles_n * height, i % params.tiles_n * width, k, select(0u, min(k + params.slice_k, params.k), slice < params.slices));
+}
+
 // epilogue
 fn epilogue(v: V, i: u32, column: u32) -> V {
   return v;

@@ -31,7 +31,7 @@ export interface AttentionAttrs {
   readonly causal: boolean;
 }
 
-/** WGSL grants a function 8 KiB of variables; accumulators of four rows take 64 bytes for every four channels. */
+/** WGSL grants 8 KiB of variables; accumulators of four rows take 64 bytes for every four channels, and attention_two_blocks.wgsl has eight. */
 const maxHead = 256;
 /** Query rows (or keys) of a direct kernel's workgroup: eight lanes of four. */
 const directRows = 32;
