@@ -1,5 +1,5 @@
-// Gradient of a convolution's filter for software adapters with subgroups of 8 lanes: see conv2d_subgroup.wgsl.
-// A subgroup computes 32 filter rows of 16 result channels, four rows a lane, and each lane loads dL/dy of one of 8 pixels.
+// Gradient of a convolution's filter for software adapters with subgroups of 8 lanes (llvmpipe): see matmul_subgroup.wgsl.
+// A subgroup computes 32 filter rows of 32 result channels, four channels a lane, and each lane loads four of every eight rows' source at one of four pixels.
 // include lib/index.wgsl
 // prologue
 alias X = vec4<f32>;
@@ -10,12 +10,30 @@ alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
 const D_WIDE = true;
-const COLUMN_EDGE = false; // the width of dL/dy is not divisible by 8
+const COLUMN_EDGE = false; // the width of dL/dy is not divisible by 4
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_grad_weight_operands.wgsl
 // include lib/store_row_4.wgsl
-// include lib/subgroup_rows.wgsl
+const BY_TERMS = true;
+const ROWS = 32u;
+// include lib/subgroup_tile.wgsl
+
+// Column j is dL/dy of channels n..n+4 at pixel ox + j of an image row.
+fn read_block_dy(row: u32, ox: u32, n: u32) -> mat4x4<f32> {
+  let i = (row * params.dy_width + ox) * params.n + n;
+  let dy = mat4x4<f32>(read_dy(i), read_dy(i + params.n), read_dy(i + 2u * params.n), read_dy(i + 3u * params.n));
+  if (!COLUMN_EDGE) {
+    return dy;
+  }
+  return cut_columns(dy, ox, params.dy_width);
+}
+
+fn store_rows(m: u32, n: u32, sums: Sums) {
+  for (var i = 0u; i < 8u; i++) {
+    store_row(result_row(m + i), n, sums[i]);
+  }
+}
 
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -24,40 +42,37 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   if (slice >= params.slices) {
     return;
   }
-  let m = (i / params.tiles_n % params.tiles_m * 8u + lane) * 4u;
-  let n = i % params.tiles_n * 16u;
-  let rows = rows_at(m);
-  var c0 = mat4x4<f32>();
-  var c1 = mat4x4<f32>();
-  var c2 = mat4x4<f32>();
-  var c3 = mat4x4<f32>();
+  let m = i / params.tiles_n % params.tiles_m * 32u;
+  let n = i % params.tiles_n * 32u + lane * 4u;
+  let own = m + lane / 4u * 4u;
+  let rows0 = rows_at(own);
+  let rows1 = rows_at(own + 8u);
+  let rows2 = rows_at(own + 16u);
+  let rows3 = rows_at(own + 24u);
+  var sums = Tile();
   for (var row = slice * params.slice_rows; row < min((slice + 1u) * params.slice_rows, params.rows); row++) {
-    let source = source_row(rows, row / params.dy_height, row % params.dy_height);
-    for (var ox = 0u; ox < params.dy_width; ox += 8u) {
-      let at = (row * params.dy_width + ox + lane) * params.n + n;
-      let inside = !COLUMN_EDGE || ox + lane < params.dy_width;
-      let d0 = select(vec4<f32>(), read_dy(at), inside);
-      let d1 = select(vec4<f32>(), read_dy(at + 4u), inside);
-      let d2 = select(vec4<f32>(), read_dy(at + 8u), inside);
-      let d3 = select(vec4<f32>(), read_dy(at + 12u), inside);
-      let x0 = read_block_x(rows, source, ox);
-      c0 += first_rows(d0) * x0;
-      c1 += first_rows(d1) * x0;
-      c2 += first_rows(d2) * x0;
-      c3 += first_rows(d3) * x0;
-      let x1 = read_block_x(rows, source, ox + 4u);
-      c0 += last_rows(d0) * x1;
-      c1 += last_rows(d1) * x1;
-      c2 += last_rows(d2) * x1;
-      c3 += last_rows(d3) * x1;
+    let image = row / params.dy_height;
+    let oy = row % params.dy_height;
+    let source0 = source_row(rows0, image, oy);
+    let source1 = source_row(rows1, image, oy);
+    let source2 = source_row(rows2, image, oy);
+    let source3 = source_row(rows3, image, oy);
+    for (var ox = 0u; ox < params.dy_width; ox += 4u) {
+      // All loads come before all products: see matmul_subgroup.wgsl.
+      let dy = read_block_dy(row, ox, n);
+      let pixel = ox + lane % 4u;
+      let x = mat4x4<f32>(
+        read_pixel(rows0, source0, pixel),
+        read_pixel(rows1, source1, pixel),
+        read_pixel(rows2, source2, pixel),
+        read_pixel(rows3, source3, pixel),
+      );
+      sums = add_product(sums, x, dy);
     }
   }
   y_base = slice * params.m * params.n;
-  for (var j = 0u; j < 4u; j++) {
-    let r = result_row(m + j);
-    store_row(r, n, c0[j]);
-    store_row(r, n + 4u, c1[j]);
-    store_row(r, n + 8u, c2[j]);
-    store_row(r, n + 12u, c3[j]);
-  }
+  store_rows(m, n, sums.c0);
+  store_rows(m + 8u, n, sums.c1);
+  store_rows(m + 16u, n, sums.c2);
+  store_rows(m + 24u, n, sums.c3);
 }

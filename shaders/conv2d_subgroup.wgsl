@@ -1,6 +1,5 @@
-// Convolution for software adapters with subgroups of 8 lanes (llvmpipe). A load there is one gather for each component, dear as 25
-// multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes 32 pixels of 16 channels, four pixels a
-// lane, and each lane loads the filter of one of 8 source channels, which the others get by shuffles.
+// Convolution for software adapters with subgroups of 8 lanes (llvmpipe): see matmul_subgroup.wgsl. A subgroup computes 32 or 64
+// pixels of 32 channels, four channels a lane, and each lane loads the source of every eighth four pixels, which the others get by shuffles.
 // include lib/index.wgsl
 // prologue
 alias X = vec4<f32>;
@@ -8,18 +7,30 @@ alias X4 = vec4<f32>;
 alias Y = vec4<f32>;
 alias V = vec4<f32>;
 const X_WIDE = true; // the source's channels are divisible by 4, and X is a vec4
-const CHANNEL_EDGE = false; // the source's channels are not divisible by 8
+const CHANNEL_EDGE = false; // the source's channels are not divisible by 4
 const GRADIENT = false; // the result is the gradient of the input
+const ROWS = 32u; // pixels of a tile: 32 or 64
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/conv2d_operands.wgsl
 // include lib/weights.wgsl
 // include lib/store_row_4.wgsl
-// include lib/subgroup_rows.wgsl
+const BY_TERMS = false;
+// include lib/subgroup_tile.wgsl
 
-// The filter from source channel c to result channels n..n+4; `row` is from filter_row.
-fn read_filter(row: u32, c: u32, n: u32) -> vec4<f32> {
-  return select(vec4<f32>(), weights(row, c, n), !CHANNEL_EDGE || c < params.channels);
+// `rows` are the rows of the result that hold the lane's four pixels; those of its j-th pixel are eight rows of a tile.
+fn store_rows(rows: vec4<u32>, j: u32, n: u32, sums: Sums) {
+  for (var i = 0u; i < 8u; i++) {
+    store_row(subgroupShuffle(rows[j], i), n, sums[i]);
+  }
+}
+
+fn store_tile(m: u32, phase: u32, n: u32, sums: Tile) {
+  let rows = vec4<u32>(result_row(m, phase), result_row(m + 1u, phase), result_row(m + 2u, phase), result_row(m + 3u, phase));
+  store_rows(rows, 0u, n, sums.c0);
+  store_rows(rows, 1u, n, sums.c1);
+  store_rows(rows, 2u, n, sums.c2);
+  store_rows(rows, 3u, n, sums.c3);
 }
 
 @compute @workgroup_size(8)
@@ -31,44 +42,49 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   if (slice >= params.slices) {
     return;
   }
-  let m = (i / params.tiles_n % params.tiles_m * 8u + lane) * 4u;
-  let n = i % params.tiles_n * 16u;
+  let m = i / params.tiles_n % params.tiles_m * ROWS + lane * 4u;
+  let n = i % params.tiles_n * 32u + lane * 4u;
   let taps = taps_of(phase);
   let pixels = pixels_at(m, phase);
+  var pixels_below: Pixels;
+  if (ROWS > 32u) {
+    pixels_below = pixels_at(m + 32u, phase);
+  }
   let first = slice * (params.slice_k / params.tap_k);
   let last = min(first + params.slice_k / params.tap_k, taps.count.x * taps.count.y);
-  var c0 = mat4x4<f32>();
-  var c1 = mat4x4<f32>();
-  var c2 = mat4x4<f32>();
-  var c3 = mat4x4<f32>();
+  var sums = Tile();
+  var sums_below = Tile();
   var tap = vec2<u32>(first / max(taps.count.y, 1u), first % max(taps.count.y, 1u));
   for (var t = first; t < last; t++) {
     let source = sources(pixels, tap);
+    var source_below: vec4<u32>;
+    if (ROWS > 32u) {
+      source_below = sources(pixels_below, tap);
+    }
     let row = filter_row(taps, tap);
-    for (var c = 0u; c < params.channels; c += 8u) {
-      let w0 = read_filter(row, c + lane, n);
-      let w1 = read_filter(row, c + lane, n + 4u);
-      let w2 = read_filter(row, c + lane, n + 8u);
-      let w3 = read_filter(row, c + lane, n + 12u);
-      let x0 = read_block_x(source, c);
-      c0 += first_rows(w0) * x0;
-      c1 += first_rows(w1) * x0;
-      c2 += first_rows(w2) * x0;
-      c3 += first_rows(w3) * x0;
-      let x1 = read_block_x(source, c + 4u);
-      c0 += last_rows(w0) * x1;
-      c1 += last_rows(w1) * x1;
-      c2 += last_rows(w2) * x1;
-      c3 += last_rows(w3) * x1;
+    var c = 0u;
+    loop {
+      // All loads come before all products: see matmul_subgroup.wgsl.
+      let w = read_block_w(row, c, n);
+      let x = read_block_x(source, c);
+      var x_below: mat4x4<f32>;
+      if (ROWS > 32u) {
+        x_below = read_block_x(source_below, c);
+      }
+      sums = add_product(sums, x, w);
+      if (ROWS > 32u) {
+        sums_below = add_product(sums_below, x_below, w);
+      }
+      continuing {
+        c += 4u;
+        break if c >= params.channels;
+      }
     }
     tap = select(vec2<u32>(tap.x, tap.y + 1u), vec2<u32>(tap.x + 1u, 0u), tap.y + 1u == taps.count.y);
   }
   y_base = slice * params.m * params.n;
-  for (var j = 0u; j < 4u; j++) {
-    let r = result_row(m + j, phase);
-    store_row(r, n, c0[j]);
-    store_row(r, n + 4u, c1[j]);
-    store_row(r, n + 8u, c2[j]);
-    store_row(r, n + 12u, c3[j]);
+  store_tile(m, phase, n, sums);
+  if (ROWS > 32u) {
+    store_tile(m + 32u, phase, n, sums_below);
   }
 }

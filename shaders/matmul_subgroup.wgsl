@@ -1,6 +1,7 @@
-// C = A·B for software adapters with subgroups of 8 lanes (llvmpipe). A load there is one gather for each component, dear as 25
-// multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes 16x32 of C (8x32 where rows are few), four
-// columns a lane, and each lane loads one column of A's 16x8 block, which the others get by shuffles: 48 gathers for 512 multiply-adds.
+// C = A·B for software adapters with subgroups of 8 lanes (llvmpipe). A load there is code for each lane and component, dear as 20
+// multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes up to 64x32 of C, four columns a lane,
+// and the lanes load A's rows between them:
+// with 32 rows 32 gathers for 512 multiply-adds.
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;
@@ -10,36 +11,54 @@ alias V = vec4<f32>;
 const A_WIDE = true; // a's innermost dimension is divisible by 4, and A is a vec4
 const K_EDGE = false; // k is not divisible by the step of the loop over it
 const TRANSPOSE_A = false; // a is stored [K,M]
-const ROWS = 16u; // of a tile: 8 or 16
+const ROWS = 32u; // of a tile: 8, 16, 32 or 64
 // end prologue
 // include lib/pointwise.wgsl
 // include lib/matmul_operands.wgsl
 // include lib/weights.wgsl
-// include lib/store_block_4.wgsl
+// include lib/store_row_4.wgsl
+const BY_TERMS = TRANSPOSE_A;
+// include lib/subgroup_tile.wgsl
 
-// A[m..m+4][k], zeros beyond the end of the sums.
-fn read_column_a(m: u32, k: u32) -> vec4<f32> {
-  let inside = !K_EDGE || k < params.k;
-  if (TRANSPOSE_A) {
-    return select(vec4<f32>(), read_a(a_base + k * params.m + m), inside);
+// The lane's share of 8 rows of A and terms k to k + 4: four neighbours in memory from number `at` on.
+fn read_share(at: u32, k: u32, lane: u32) -> vec4<f32> {
+  let share = read_a(at);
+  if (K_EDGE) {
+    let terms = select(vec4<u32>(k) + vec4<u32>(0u, 1u, 2u, 3u), vec4<u32>(k + lane % 4u), TRANSPOSE_A);
+    return select(vec4<f32>(), share, terms < vec4<u32>(params.k));
   }
-  let i = a_base + m * params.k + k;
-  let column = vec4<f32>(
-    vec4<f32>(A4(a[i])).x,
-    vec4<f32>(A4(a[i + params.k])).x,
-    vec4<f32>(A4(a[i + 2u * params.k])).x,
-    vec4<f32>(A4(a[i + 3u * params.k])).x,
-  );
-  return select(vec4<f32>(), column, inside);
+  return share;
 }
 
-// Of the columns of A that lanes hold, those of lanes 0 to 3 or 4 to 7 as rows: column j is A[m + j][k..k+4].
-fn first_lanes(column: vec4<f32>) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(subgroupShuffle(column, 0u), subgroupShuffle(column, 1u), subgroupShuffle(column, 2u), subgroupShuffle(column, 3u)));
+// Of up to 32 rows, whose shares begin at `first` and are `eight` apart.
+fn read_shares(first: u32, eight: u32, k: u32, lane: u32) -> mat4x4<f32> {
+  var shares: mat4x4<f32>;
+  shares[0] = read_share(first, k, lane);
+  if (ROWS > 8u) {
+    shares[1] = read_share(first + eight, k, lane);
+  }
+  if (ROWS > 16u) {
+    shares[2] = read_share(first + 2u * eight, k, lane);
+    shares[3] = read_share(first + 3u * eight, k, lane);
+  }
+  return shares;
 }
 
-fn last_lanes(column: vec4<f32>) -> mat4x4<f32> {
-  return transpose(mat4x4<f32>(subgroupShuffle(column, 4u), subgroupShuffle(column, 5u), subgroupShuffle(column, 6u), subgroupShuffle(column, 7u)));
+fn store_rows(m: u32, n: u32, sums: Sums) {
+  for (var r = 0u; r < 8u; r++) {
+    store_row(m + r, n, sums[r]);
+  }
+}
+
+fn store_tile(m: u32, n: u32, sums: Tile) {
+  store_rows(m, n, sums.c0);
+  if (ROWS > 8u) {
+    store_rows(m + 8u, n, sums.c1);
+  }
+  if (ROWS > 16u) {
+    store_rows(m + 16u, n, sums.c2);
+    store_rows(m + 24u, n, sums.c3);
+  }
 }
 
 @compute @workgroup_size(8)
@@ -50,38 +69,28 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   }
   let m = tile.x;
   let n = tile.y + lane * 4u;
-  var c0 = mat4x4<f32>();
-  var c1 = mat4x4<f32>();
-  var c2 = mat4x4<f32>();
-  var c3 = mat4x4<f32>();
-  for (var k = tile.z; k < tile.w; k += 8u) {
-    let a0 = read_column_a(m, k + lane);
-    let a1 = read_column_a(m + 4u, k + lane);
-    var a2: vec4<f32>;
-    var a3: vec4<f32>;
-    if (ROWS == 16u) {
-      a2 = read_column_a(m + 8u, k + lane);
-      a3 = read_column_a(m + 12u, k + lane);
+  // Where the lane's first share begins, and how far on those of the next rows and terms do.
+  let first = a_base + select((m + lane) * params.k, lane % 4u * params.m + m + lane / 4u * 4u, TRANSPOSE_A);
+  let eight = 8u * select(params.k, 1u, TRANSPOSE_A);
+  let term = select(1u, params.m, TRANSPOSE_A);
+  var c = Tile();
+  var below = Tile();
+  for (var k = tile.z; k < tile.w; k += 4u) {
+    // All loads come before all products: their code branches, and what does not fit registers is put aside around each.
+    let at = first + k * term;
+    let a0 = read_shares(at, eight, k, lane);
+    var a1: mat4x4<f32>;
+    if (ROWS > 32u) {
+      a1 = read_shares(at + 4u * eight, eight, k, lane);
     }
-    let b0 = read_block_b(k, n);
-    c0 += b0 * first_lanes(a0);
-    c1 += b0 * first_lanes(a1);
-    if (ROWS == 16u) {
-      c2 += b0 * first_lanes(a2);
-      c3 += b0 * first_lanes(a3);
-    }
-    let b1 = read_block_b(k + 4u, n);
-    c0 += b1 * last_lanes(a0);
-    c1 += b1 * last_lanes(a1);
-    if (ROWS == 16u) {
-      c2 += b1 * last_lanes(a2);
-      c3 += b1 * last_lanes(a3);
+    let b = read_block_b(k, n);
+    c = add_product(c, a0, b);
+    if (ROWS > 32u) {
+      below = add_product(below, a1, b);
     }
   }
-  store_block(m, n, c0);
-  store_block(m + 4u, n, c1);
-  if (ROWS == 16u) {
-    store_block(m + 8u, n, c2);
-    store_block(m + 12u, n, c3);
+  store_tile(m, n, c);
+  if (ROWS > 32u) {
+    store_tile(m + 32u, n, below);
   }
 }

@@ -23,7 +23,7 @@ import blockTile from '../../shaders/lib/block_tile.wgsl';
 import addOuter from '../../shaders/lib/add_outer.wgsl';
 import broadcastStore from '../../shaders/lib/broadcast_store.wgsl';
 import broadcastTile from '../../shaders/lib/broadcast_tile.wgsl';
-import subgroupRows from '../../shaders/lib/subgroup_rows.wgsl';
+import subgroupTile from '../../shaders/lib/subgroup_tile.wgsl';
 import storeRow1 from '../../shaders/lib/store_row_1.wgsl';
 import storeRow4 from '../../shaders/lib/store_row_4.wgsl';
 import storeBlock1 from '../../shaders/lib/store_block_1.wgsl';
@@ -65,7 +65,7 @@ export const shaderLibrary: Readonly<Record<string, string>> = {
   'lib/block_tile.wgsl': blockTile,
   'lib/broadcast_store.wgsl': broadcastStore,
   'lib/broadcast_tile.wgsl': broadcastTile,
-  'lib/subgroup_rows.wgsl': subgroupRows,
+  'lib/subgroup_tile.wgsl': subgroupTile,
   'lib/subgroup_matrix_tile.wgsl': subgroupMatrixTile,
   'lib/store_row_1.wgsl': storeRow1,
   'lib/store_row_4.wgsl': storeRow4,

@@ -19,7 +19,7 @@ import type { ShaderSource } from '../shader';
 import { dtypeBytes, numel, showShape } from '../shape';
 import { concat, emitCopy } from './copy';
 import { emitMatmul, plainProduct } from './matmul';
-import { kernelFor, productVariants, type KernelName } from './product_kernel';
+import { kernelFor, productVariants, subgroupTiles, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 import { matrixTiles, type MatrixTile } from './subgroup_matrix';
@@ -102,7 +102,7 @@ const tile4x4 = 'lib/tile_4x4.wgsl';
 const tile8x8 = 'lib/tile_8x8.wgsl';
 const direct = { tiles: [{ rows: 16, columns: 8, leastTerms: 16 }, { rows: 8, columns: 4, entry: 'narrow' }], wanted: 64, tilesPerWorkgroup: 8, step: 4 } as const;
 const broadcast = { tiles: [{ rows: 8, columns: 16 }], wanted: 8, tilesPerWorkgroup: 1, step: 4 } as const;
-const subgroup = { tiles: [{ rows: 32, columns: 16 }], wanted: 16, tilesPerWorkgroup: 1, step: 8 } as const;
+const subgroup = { tiles: [{ rows: 64, columns: 32, prologue: { ROWS: '64u' } }, { rows: 32, columns: 32, prologue: { ROWS: '32u' } }], wanted: 16, tilesPerWorkgroup: 1, step: 4 } as const;
 
 const productKernels: Readonly<Record<KernelName | 'tap_rows' | 'subgroup_matrix', Kernel>> = {
   direct: { shader: { file: 'conv2d.wgsl', text: conv2dShader }, ...direct },
@@ -127,7 +127,7 @@ const productKernels: Readonly<Record<KernelName | 'tap_rows' | 'subgroup_matrix
 const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'> | 'tap_rows', Kernel>> = {
   direct: { shader: { file: 'conv2d_grad_weight.wgsl', text: gradWeightShader }, ...direct, tiles: [{ rows: 8, columns: 8 }, { rows: 8, columns: 4, entry: 'narrow' }] },
   broadcast: { shader: { file: 'conv2d_grad_weight_broadcast.wgsl', text: gradWeightBroadcastShader }, ...broadcast },
-  subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup },
+  subgroup: { shader: { file: 'conv2d_grad_weight_subgroup.wgsl', text: gradWeightSubgroupShader }, ...subgroup, tiles: [{ rows: 32, columns: 32 }] },
   tap_rows: { shader: { file: 'conv2d_grad_weight_tap_rows.wgsl', text: gradWeightTapRowsShader }, tiles: [{ rows: 12, columns: 8 }], wanted: 64, tilesPerWorkgroup: 8, step: 4 },
 };
 
@@ -208,7 +208,8 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
   const taps = d.r * d.s;
   const matrices = matrixTiles(profile, own, { left: source.dtype, right: filter.dtype, packed: packed(filter), m: phaseM, n, k: taps * channels });
   const name = matrices ? 'subgroup_matrix' : byRows ? 'tap_rows' : kernelFor(profile, own, n, 9);
-  const kernel: Kernel = matrices ? { ...productKernels[name], tiles: matrices } : productKernels[name];
+  const found = productKernels[name];
+  const kernel: Kernel = { ...found, tiles: matrices ?? (name === 'subgroup' ? subgroupTiles(found.tiles, profile) : found.tiles) };
   const tapK = roundUp(channels, kernel.step);
   const tilesM = (t: Tile) => Math.ceil(phaseM / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
@@ -231,8 +232,8 @@ function lowerProduct<A extends ConvAttrs>(ctx: LowerContext<A>, d: Dimensions, 
     read = temp('transposed filter', [taps, d.k, d.c], filter.dtype);
     emitCopy({ dispatch, profile, variant: undefined }, { from: filter, to: read, dims: read.shape, fromStrides: [d.c * d.k, 1, d.k], toStrides: [d.c * d.k, d.c, 1] });
   }
-  // These read a transposed filter down its columns.
-  const wide = !byScalars && !(gradient && (name === 'subgroup' || name === 'tap_rows'));
+  // tap_rows reads a transposed filter down its columns.
+  const wide = !byScalars && !(gradient && name === 'tap_rows');
   const operand = weightOperand({ dtype: filter.dtype, packed: packed(filter), even: d.k % 4 === 0, wide, transposed: gradient && !byScalars });
   dispatch({
     shader: kernel.shader,

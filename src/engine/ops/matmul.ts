@@ -12,7 +12,7 @@ import { vectorType } from '../pointwise_codegen';
 import type { ShaderSource } from '../shader';
 import { dtypeBytes, numel, sameShape, showShape, type Shape } from '../shape';
 import { concat, emitCopy } from './copy';
-import { kernelFor, productVariants, type KernelName } from './product_kernel';
+import { kernelFor, productVariants, subgroupTiles, type KernelName } from './product_kernel';
 import { reshape } from './reshape';
 import { splitSum } from './split_sum';
 import { matrixTiles, type MatrixTile } from './subgroup_matrix';
@@ -153,8 +153,8 @@ const kernels: Readonly<Record<KernelName | 'few_rows' | 'subgroup_matrix', Kern
   },
   subgroup: {
     shader: { file: 'matmul_subgroup.wgsl', text: matmulSubgroupShader },
-    tiles: [{ rows: 16, columns: 32, prologue: { ROWS: '16u' } }, { rows: 8, columns: 32, prologue: { ROWS: '8u' } }],
-    step: () => 8,
+    tiles: [64, 32, 16, 8].map((rows) => ({ rows, columns: 32, prologue: { ROWS: `${rows}u` } })),
+    step: () => 4,
     wanted: 16,
     tilesPerWorkgroup: 1,
   },
@@ -206,7 +206,9 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
   const packedB = 'temp' in b ? undefined : packed(b);
   const matrices = matrixTiles(profile, variant, { left: a.dtype, right: b.dtype, packed: packedB, m, n, k });
   const name = matrices ? 'subgroup_matrix' : few ? 'few_rows' : kernelFor(profile, own ?? (short ? 'direct' : undefined), n, 8);
-  const { shader, tiles, step: stepOf, wanted, tilesPerWorkgroup }: Kernel = matrices ? { ...kernels[name], tiles: matrices } : few ? { ...kernels[name], tiles: [fewRowsTile(m)] } : kernels[name];
+  const kernel = kernels[name];
+  const { shader, step: stepOf, wanted, tilesPerWorkgroup } = kernel;
+  const tiles: readonly Tile[] = matrices ?? (few ? [fewRowsTile(m)] : name === 'subgroup' ? subgroupTiles(kernel.tiles, profile) : kernel.tiles);
   const tilesM = (t: Tile) => Math.ceil(m / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * batch;
@@ -219,7 +221,7 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
   const target = parts === 1 ? y : temp('partial sums', [parts, ...y.shape]);
 
   const byScalars = name === 'broadcast';
-  const aWide = !byScalars && (transposeA ? !few && m % 4 === 0 : name !== 'subgroup' && k % 4 === 0);
+  const aWide = !byScalars && (transposeA ? !few && m % 4 === 0 : k % 4 === 0);
   const width = n % 4 === 0 && !byScalars ? 4 : 1;
   let readB: Bindable = b;
   if (byScalars && transposeB) {
@@ -227,7 +229,7 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
     emitCopy({ dispatch, profile, variant: undefined }, { from: b, to: readB, dims: [numel(b.shape) / (k * n), k, n], fromStrides: [k * n, 1, k], toStrides: [k * n, n, 1] });
   }
   const transposed = transposeB && !byScalars;
-  const stores = name === 'direct' || name === 'few_rows' || name === 'subgroup_matrix' ? 'row' : 'block';
+  const stores = name !== 'tiled' && name !== 'broadcast' ? 'row' : 'block';
   const operand = weightOperand({ dtype: b.dtype, packed: packedB, even: (transposed ? k : n) % 4 === 0, wide: !byScalars, transposed });
   dispatch({
     shader,
