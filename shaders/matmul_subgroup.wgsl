@@ -1,7 +1,6 @@
 // C = A·B for software adapters with subgroups of 8 lanes (llvmpipe). A load there is code for each lane and component, dear as 20
 // multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes up to 64x32 of C, four columns a lane,
-// and the lanes load A's rows between them:
-// with 32 rows 32 gathers for 512 multiply-adds.
+// and the lanes load A's rows between them. 32 rows take 32 gathers for 512 multiply-adds.
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;
@@ -75,18 +74,23 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   let term = select(1u, params.m, TRANSPOSE_A);
   var c = Tile();
   var below = Tile();
-  for (var k = tile.z; k < tile.w; k += 4u) {
+  var k = tile.z;
+  loop {
     // All loads come before all products: their code branches, and what does not fit registers is put aside around each.
+    let b = read_block_b(k, n);
     let at = first + k * term;
     let a0 = read_shares(at, eight, k, lane);
     var a1: mat4x4<f32>;
     if (ROWS > 32u) {
       a1 = read_shares(at + 4u * eight, eight, k, lane);
     }
-    let b = read_block_b(k, n);
     c = add_product(c, a0, b);
     if (ROWS > 32u) {
       below = add_product(below, a1, b);
+    }
+    continuing {
+      k += 4u;
+      break if k >= tile.w;
     }
   }
   store_tile(m, n, c);
