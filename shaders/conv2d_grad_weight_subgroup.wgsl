@@ -29,12 +29,6 @@ fn read_block_dy(row: u32, ox: u32, n: u32) -> mat4x4<f32> {
   return cut_columns(dy, ox, params.dy_width);
 }
 
-fn store_rows(m: u32, n: u32, sums: Sums) {
-  for (var i = 0u; i < 8u; i++) {
-    store_row(result_row(m + i), n, sums[i]);
-  }
-}
-
 @compute @workgroup_size(8)
 fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
   let i = flat_workgroup(id, count);
@@ -71,8 +65,9 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     }
   }
   y_base = slice * params.m * params.n;
-  store_rows(m, n, sums.c0);
-  store_rows(m + 8u, n, sums.c1);
-  store_rows(m + 16u, n, sums.c2);
-  store_rows(m + 24u, n, sums.c3);
+  // A loop that is not unrolled: see matmul_subgroup.wgsl.
+  var result = array<Sums, 4>(sums.c0, sums.c1, sums.c2, sums.c3);
+  for (var r = 0u; r < ROWS && m + r < params.tiles_m * ROWS; r++) {
+    store_row(result_row(m + r), n, result[r / 8u][r % 8u]);
+  }
 }

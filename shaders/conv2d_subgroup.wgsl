@@ -18,19 +18,31 @@ const ROWS = 32u; // pixels of a tile: 32 or 64
 const BY_TERMS = false;
 // include lib/subgroup_tile.wgsl
 
-// `rows` are the rows of the result that hold the lane's four pixels; those of its j-th pixel are eight rows of a tile.
-fn store_rows(rows: vec4<u32>, j: u32, n: u32, sums: Sums) {
+// `own` are the rows of the result that hold the lane's four pixels. Those of every lane's j-th pixel are eight rows of a tile.
+fn store_rows(own: vec4<u32>, j: u32, n: u32, sums: Sums) {
   for (var i = 0u; i < 8u; i++) {
-    store_row(subgroupShuffle(rows[j], i), n, sums[i]);
+    store_row(subgroupShuffle(own[j], i), n, sums[i]);
   }
 }
 
-fn store_tile(m: u32, phase: u32, n: u32, sums: Tile) {
-  let rows = vec4<u32>(result_row(m, phase), result_row(m + 1u, phase), result_row(m + 2u, phase), result_row(m + 3u, phase));
-  store_rows(rows, 0u, n, sums.c0);
-  store_rows(rows, 1u, n, sums.c1);
-  store_rows(rows, 2u, n, sums.c2);
-  store_rows(rows, 3u, n, sums.c3);
+// As in matmul_subgroup.wgsl; `first` is the tile's first pixel.
+fn store_tile(own: vec4<u32>, first: u32, n: u32, sums: Tile) {
+  if (ROWS > 32u) {
+    store_rows(own, 0u, n, sums.c0);
+    store_rows(own, 1u, n, sums.c1);
+    store_rows(own, 2u, n, sums.c2);
+    store_rows(own, 3u, n, sums.c3);
+  } else {
+    var rows = array<Sums, 4>(sums.c0, sums.c1, sums.c2, sums.c3);
+    for (var i = 0u; i < ROWS && first + i < params.phase_m; i++) {
+      let pixel = subgroupShuffle(own, i / 4u);
+      store_row(pixel[i % 4u], n, rows[i % 4u][i / 4u]);
+    }
+  }
+}
+
+fn result_rows(m: u32, phase: u32) -> vec4<u32> {
+  return vec4<u32>(result_row(m, phase), result_row(m + 1u, phase), result_row(m + 2u, phase), result_row(m + 3u, phase));
 }
 
 @compute @workgroup_size(8)
@@ -42,7 +54,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   if (slice >= params.slices) {
     return;
   }
-  let m = i / params.tiles_n % params.tiles_m * ROWS + lane * 4u;
+  let first_pixel = i / params.tiles_n % params.tiles_m * ROWS;
+  let m = first_pixel + lane * 4u;
   let n = i % params.tiles_n * 32u + lane * 4u;
   let taps = taps_of(phase);
   let pixels = pixels_at(m, phase);
@@ -83,8 +96,8 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
     tap = select(vec2<u32>(tap.x, tap.y + 1u), vec2<u32>(tap.x + 1u, 0u), tap.y + 1u == taps.count.y);
   }
   y_base = slice * params.m * params.n;
-  store_tile(m, phase, n, sums);
+  store_tile(result_rows(m, phase), first_pixel, n, sums);
   if (ROWS > 32u) {
-    store_tile(m + 32u, phase, n, sums_below);
+    store_tile(result_rows(m + 32u, phase), first_pixel + 32u, n, sums_below);
   }
 }

@@ -50,13 +50,17 @@ fn store_rows(m: u32, n: u32, sums: Sums) {
 }
 
 fn store_tile(m: u32, n: u32, sums: Tile) {
-  store_rows(m, n, sums.c0);
-  if (ROWS > 8u) {
+  if (ROWS > 32u) {
+    store_rows(m, n, sums.c0);
     store_rows(m + 8u, n, sums.c1);
-  }
-  if (ROWS > 16u) {
     store_rows(m + 16u, n, sums.c2);
     store_rows(m + 24u, n, sums.c3);
+  } else {
+    // The drivers that tall tiles are not for take a second longer to compile 32 stores and what is fused into them. A loop with this bound they do not unroll.
+    var rows = array<Sums, 4>(sums.c0, sums.c1, sums.c2, sums.c3);
+    for (var r = 0u; r < ROWS && m + r < params.m; r++) {
+      store_row(m + r, n, rows[r / 8u][r % 8u]);
+    }
   }
 }
 

@@ -30,9 +30,10 @@ export const winogradFits = (d: WinogradShape, { limits }: AdapterProfile): bool
 /**
  * Whether it is faster than the sum, by measurements on software adapters (bench/ROOFLINE.md). It takes four dispatches and a workspace larger than
  * the image, which a forward pass should not: there, and on GPUs, only the tuner chooses it. A training step holds far more than that anyway.
- * On llvmpipe with subgroups the sum is as fast or faster.
+ * On llvmpipe with subgroups the sum is quick, and only large products repay the four dispatches.
  */
-export const winogradPays = (d: WinogradShape, { kind, subgroupSize }: AdapterProfile): boolean => kind === 'software' && subgroupSize !== 8 && tilesOf(d) >= 64 && Math.min(d.channels, d.outputs) >= 64;
+export const winogradPays = (d: WinogradShape, { kind, subgroupSize }: AdapterProfile): boolean =>
+  kind === 'software' && tilesOf(d) >= 64 && Math.min(d.channels, d.outputs) >= 64 && (subgroupSize !== 8 || tilesOf(d) * d.channels * d.outputs >= 2 ** 21);
 
 /** The dispatches of F(2x2, 3x3): x [N,H,W,C] and w [3,3,C,K] (dy and w in the gradient) to y. Workspace: 64 bytes for each tile and channel on either side, and for each pair of channels. */
 export function emitWinograd(ctx: LowerContext<object>, d: WinogradShape, x: Tensor, w: Tensor, y: Tensor): void {
