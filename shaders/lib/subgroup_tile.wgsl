@@ -20,7 +20,7 @@ fn element(share: vec4<f32>, r: u32, j: u32) -> f32 {
   return subgroupShuffle(share[j], r);
 }
 
-// One row; column j of b is term j of the sums. Multiply-adds in a chain, for the driver fuses none that a matrix product is made of.
+// One row; column j of b is term j of the sums. As a product of matrices and a sum it takes 1.6 times as long on Mesa 26, which fuses only what is written as fma.
 fn add_row(sums: vec4<f32>, share: vec4<f32>, r: u32, b: mat4x4<f32>) -> vec4<f32> {
   let first = fma(vec4<f32>(element(share, r, 0u)), b[0], sums);
   let second = fma(vec4<f32>(element(share, r, 1u)), b[1], first);
