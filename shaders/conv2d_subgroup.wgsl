@@ -1,5 +1,5 @@
-// Convolution for software adapters with subgroups of 8 lanes (llvmpipe): see matmul_subgroup.wgsl. A subgroup computes 32 or 64
-// pixels of 32 channels, four channels a lane, and each lane loads the source of every eighth four pixels, which the others get by shuffles.
+// Convolution for software adapters with subgroups of 8 lanes (llvmpipe): see matmul_subgroup.wgsl. A subgroup computes 32 pixels of 32
+// channels, four channels a lane. Lane i loads the source of pixels 4i to 4i + 3, so of the tile's eights of rows the j-th are every lane's j-th pixels. 64 pixels are twice that.
 // include lib/index.wgsl
 // prologue
 alias X = vec4<f32>;
@@ -18,7 +18,7 @@ const ROWS = 32u; // pixels of a tile: 32 or 64
 const BY_TERMS = false;
 // include lib/subgroup_tile.wgsl
 
-// `own` are the rows of the result that hold the lane's four pixels. Those of every lane's j-th pixel are eight rows of a tile.
+// `own` are the rows of the result that hold the lane's four pixels.
 fn store_rows(own: vec4<u32>, j: u32, n: u32, sums: Sums) {
   for (var i = 0u; i < 8u; i++) {
     store_row(subgroupShuffle(own[j], i), n, sums[i]);
@@ -66,7 +66,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   let first = slice * (params.slice_k / params.tap_k);
   let last = min(first + params.slice_k / params.tap_k, taps.count.x * taps.count.y);
   var sums = Tile();
-  var sums_below = Tile();
+  var below = Tile();
   var tap = vec2<u32>(first / max(taps.count.y, 1u), first % max(taps.count.y, 1u));
   for (var t = first; t < last; t++) {
     let source = sources(pixels, tap);
@@ -86,7 +86,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
       }
       sums = add_product(sums, x, w);
       if (ROWS > 32u) {
-        sums_below = add_product(sums_below, x_below, w);
+        below = add_product(below, x_below, w);
       }
       continuing {
         c += 4u;
@@ -98,6 +98,6 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   y_base = slice * params.m * params.n;
   store_tile(result_rows(m, phase), first_pixel, n, sums);
   if (ROWS > 32u) {
-    store_tile(result_rows(m + 32u, phase), first_pixel + 32u, n, sums_below);
+    store_tile(result_rows(m + 32u, phase), first_pixel + 32u, n, below);
   }
 }

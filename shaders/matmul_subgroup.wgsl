@@ -1,6 +1,6 @@
 // C = A·B for software adapters with subgroups of 8 lanes (llvmpipe). A load there is code for each lane and component, dear as 20
 // multiply-adds, and a shuffle with a constant lane is one CPU instruction: so a subgroup computes up to 64x32 of C, four columns a lane,
-// and the lanes load A's rows between them. 32 rows take 32 gathers for 512 multiply-adds.
+// and the lanes load A's rows between them. Four terms of the sums take, with 32 rows, 32 gathers for 512 multiply-adds.
 // include lib/index.wgsl
 // prologue
 alias A = vec4<f32>;

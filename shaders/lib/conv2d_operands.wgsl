@@ -8,7 +8,7 @@ struct Params {
   m: u32, // pixels of the result
   n: u32, // channels of the result
   channels: u32, // of the source
-  tap_k: u32, // channels rounded up to the step of the kernel's loop, 4 or 8
+  tap_k: u32, // channels rounded up to the step of the kernel's loop, 1 or 4
   height: u32, // of the source, after the upsampling
   width: u32,
   y_height: u32, // of the result

@@ -5,7 +5,7 @@
 // Sums of eight rows and the lane's four columns.
 alias Sums = array<vec4<f32>, 8>;
 
-// Of up to 32 rows: those of ROWS, which is 8, 16 or more.
+// Of 8, 16 or 32 rows, as ROWS says; 64 rows are two of these.
 struct Tile {
   c0: Sums,
   c1: Sums,

@@ -131,17 +131,19 @@ const gradWeightKernels: Readonly<Record<Exclude<KernelName, 'tiled'> | 'tap_row
   tap_rows: { shader: { file: 'conv2d_grad_weight_tap_rows.wgsl', text: gradWeightTapRowsShader }, tiles: [{ rows: 12, columns: 8 }], wanted: 64, tilesPerWorkgroup: 8, step: 4 },
 };
 
-/** The largest tile that leaves enough of them, none much larger than the matrix. */
-const chooseTile = ({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: number, n: number, terms: number): Tile =>
-  tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns && terms >= (t.leastTerms ?? 0)) ?? tiles[tiles.length - 1]!;
+/** The largest tile that leaves enough of them, none much larger than the matrix; a smaller one is no better for few columns if it is as wide. */
+function chooseTile({ tiles, wanted }: Kernel, count: (t: Tile) => number, m: number, n: number, terms: number): Tile {
+  const smallest = tiles[tiles.length - 1]!;
+  return tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && (n * 2 > t.columns || t.columns === smallest.columns) && terms >= (t.leastTerms ?? 0)) ?? smallest;
+}
 
 /**
  * Whether to lay the pixels of all taps side by side first. A tap of few channels is a loop of few turns, and on software adapters each start of a loop costs as
  * much as two of its turns: at 64x64 on SwiftShader 3 to 64 channels take 0.4 of the time so, 8 to 64 take 0.8. Where channels less than double there is nothing to win
- * for a workspace several times as large as the result, and up to 16 only to lose where the product's tile is twice as wide (llvmpipe: 4 to 16 take 1.3 times as long, 8 to 32 0.8).
+ * for a workspace several times as large as the result. The kernel for subgroups of 8 is as quick or quicker without.
  */
 const unfolds = ({ n, p, q, r, s, c, k, upsample }: Dimensions, { kind, subgroupSize, limits }: AdapterProfile): boolean =>
-  kind === 'software' && r * s > 1 && !upsample && c <= 8 && k > Math.max(2 * c, subgroupSize === 8 ? 16 : 15) && 4 * n * p * q * r * s * c <= limits.maxStorageBufferBindingSize;
+  kind === 'software' && subgroupSize !== 8 && r * s > 1 && !upsample && c <= 8 && k > Math.max(2 * c, 15) && 4 * n * p * q * r * s * c <= limits.maxStorageBufferBindingSize;
 
 /** `source` convolved with the filter as one product with the filter's r·s·c rows, after shaders/unfold.wgsl. */
 function lowerUnfolded(ctx: LowerContext<ConvAttrs>, d: Dimensions): void {

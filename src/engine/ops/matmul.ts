@@ -212,7 +212,10 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
   const tilesM = (t: Tile) => Math.ceil(m / t.rows);
   const tilesN = (t: Tile) => Math.ceil(n / t.columns);
   const count = (t: Tile) => tilesM(t) * tilesN(t) * batch;
-  const tile = (variant !== 'tiled_small' && tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && n * 2 > t.columns)) || tiles[tiles.length - 1]!;
+  const smallest = tiles[tiles.length - 1]!;
+  // A smaller tile is no better for few columns if it is as wide.
+  const wide = (t: Tile) => n * 2 > t.columns || t.columns === smallest.columns;
+  const tile = (variant !== 'tiled_small' && tiles.find((t) => count(t) >= wanted && m * 2 > t.rows && wide(t))) || smallest;
   const step = stepOf(tile);
   const splits = Math.max(Math.ceil(k / longestSum), Math.min(Math.ceil(wanted / count(tile)), Math.floor(k / 64), 64), 1);
   const sliceK = Math.ceil(k / splits / step) * step;
@@ -229,7 +232,7 @@ export function emitMatmul(ctx: LowerContext<object>, d: MatmulDimensions, attrs
     emitCopy({ dispatch, profile, variant: undefined }, { from: b, to: readB, dims: [numel(b.shape) / (k * n), k, n], fromStrides: [k * n, 1, k], toStrides: [k * n, n, 1] });
   }
   const transposed = transposeB && !byScalars;
-  const stores = name !== 'tiled' && name !== 'broadcast' ? 'row' : 'block';
+  const stores = name === 'tiled' ? 'block' : 'row';
   const operand = weightOperand({ dtype: b.dtype, packed: packedB, even: (transposed ? k : n) % 4 === 0, wide: !byScalars, transposed });
   dispatch({
     shader,

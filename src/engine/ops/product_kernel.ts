@@ -21,8 +21,9 @@ export function kernelFor({ kind, subgroupSize }: AdapterProfile, forced: string
 }
 
 /**
- * The tiles of a `subgroup` kernel that pay. Until Mesa 25 llvmpipe makes of each load a branch for every lane and component: with the loads of 64 rows the loop
+ * The tiles of a `subgroup` kernel that pay. Up to Mesa 25 llvmpipe makes of each load a branch for every lane and component: with the loads of 64 rows the loop
  * outgrows a core's instruction caches (a product of 512x512x512 takes 1.2 times as long as with 32) and takes 2 s to compile. In Mesa 26 it takes 0.85 of the time.
+ * The version is in the adapter's description; where a browser keeps that to itself, tiles have 32 rows.
  */
 export function subgroupTiles<T extends { readonly rows: number }>(tiles: readonly T[], { name }: AdapterProfile): readonly T[] {
   return Number(/\bMesa (\d+)/.exec(name)?.[1] ?? 0) >= 26 ? tiles : tiles.filter(({ rows }) => rows <= 32);
