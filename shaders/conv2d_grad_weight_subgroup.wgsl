@@ -36,7 +36,7 @@ fn forward(@builtin(workgroup_id) id: vec3<u32>, @builtin(num_workgroups) count:
   if (slice >= params.slices) {
     return;
   }
-  let m = i / params.tiles_n % params.tiles_m * 32u;
+  let m = i / params.tiles_n % params.tiles_m * ROWS;
   let n = i % params.tiles_n * 32u + lane * 4u;
   let own = m + lane / 4u * 4u;
   let rows0 = rows_at(own);
